@@ -1,0 +1,51 @@
+"""Configuration: one frozen pydantic model per job, YAML in, every option documented."""
+
+from medvision_ray.config.jobs import (
+    JOBS,
+    AugmentConfig,
+    EvaluateJob,
+    FailureBudget,
+    InventoryJob,
+    LossConfig,
+    ModelConfig,
+    ReportJob,
+    ScoreJob,
+    ScoringConfig,
+    TrainJob,
+)
+from medvision_ray.config.load import build_job, load_job, show_job
+from medvision_ray.config.sections import (
+    ArchiveConfig,
+    ClaheConfig,
+    DecodeConfig,
+    LabelsConfig,
+    PreprocessConfig,
+    PrivacyConfig,
+    RayConfig,
+    Section,
+)
+
+__all__ = [
+    "JOBS",
+    "ArchiveConfig",
+    "AugmentConfig",
+    "ClaheConfig",
+    "DecodeConfig",
+    "EvaluateJob",
+    "FailureBudget",
+    "InventoryJob",
+    "LabelsConfig",
+    "LossConfig",
+    "ModelConfig",
+    "PreprocessConfig",
+    "PrivacyConfig",
+    "RayConfig",
+    "ReportJob",
+    "ScoreJob",
+    "ScoringConfig",
+    "Section",
+    "TrainJob",
+    "build_job",
+    "load_job",
+    "show_job",
+]

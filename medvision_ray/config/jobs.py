@@ -1,0 +1,278 @@
+"""One frozen model per job: `InventoryJob`, `TrainJob`, `EvaluateJob`, `ScoreJob`, `ReportJob`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from medvision_ray.config.sections import (
+    ArchiveConfig,
+    DecodeConfig,
+    Fraction,
+    LabelsConfig,
+    Positive,
+    PreprocessConfig,
+    PrivacyConfig,
+    RayConfig,
+    Section,
+)
+
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class ModelConfig(Section):
+    """The hybrid CNN: one encoder, a classification head, a segmentation decoder."""
+
+    encoder: str = "mobilenet_v2"
+    """Any encoder of segmentation_models_pytorch by name; `tu-NAME` for any timm backbone."""
+    in_channels: Literal[1, 3] = 1
+    """Channels the encoder sees; 1 sums the RGB weights of the first convolution, 3 repeats grey."""
+    classification: bool = True
+    """Have a classification head."""
+    segmentation: bool = True
+    """Have a segmentation decoder (U-Net)."""
+    decoder_channels: tuple[Positive, ...] = (128, 64, 48, 32, 16)
+    """Width of each decoder stage, deepest first; narrower is faster."""
+    dropout: Fraction = 0.2
+    """Dropout before the classification layer."""
+    weights: str | None = None
+    """Initial encoder weights: path or URI of a safetensors file; null starts at random. `imagenet` needs `allow_download`."""
+    allow_download: bool = False
+    """Let the encoder library download published weights. Off: nothing is fetched at run time."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelConfig:
+        if not (self.classification or self.segmentation):
+            raise ValueError("at least one of `classification` and `segmentation` must be true")
+        if self.weights == "imagenet" and not self.allow_download:
+            raise ValueError(
+                "`weights: imagenet` downloads; set `allow_download: true`, or give the path of a safetensors file"
+            )
+        return self
+
+
+class AugmentConfig(Section):
+    """Random changes of image and mask together (torchvision.transforms.v2)."""
+
+    horizontal_flip: Fraction = 0.5
+    """Chance of a left-right flip."""
+    vertical_flip: Fraction = 0.0
+    """Chance of an up-down flip."""
+    rotate_degrees: NonNegative = 10.0
+    """Largest rotation either way, in degrees."""
+    translate: Fraction = 0.05
+    """Largest shift as a fraction of each side."""
+    scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.9, 1.1)
+    """Range of zoom."""
+    brightness: NonNegative = 0.1
+    """Largest relative change of brightness."""
+    contrast: NonNegative = 0.1
+    """Largest relative change of contrast."""
+
+
+class LossConfig(Section):
+    """The masked multi-task loss: a sample without a label or a mask adds nothing to that term."""
+
+    classification_weight: NonNegative = 1.0
+    """Weight of the cross entropy."""
+    segmentation_weight: NonNegative = 1.0
+    """Weight of the sum of binary cross entropy and soft Dice."""
+    class_weights: Literal["none", "balanced"] | tuple[Annotated[float, Field(gt=0)], ...] = "balanced"
+    """`balanced` weighs a class by the inverse of its share in train; or one weight per class."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Label smoothing of the single-label cross entropy."""
+
+
+class TrainJob(Section):
+    """Train a hybrid CNN with Ray Train (DDP) and write it as a bundle."""
+
+    output: str
+    """Folder or prefix for everything that is written: bundles/, training/, tables/."""
+    name: str | None = None
+    """Name of the training; null derives one from the configuration. The same name resumes, a new training needs a new one."""
+    labels: LabelsConfig
+    """The label table."""
+    preprocess: PreprocessConfig = PreprocessConfig()
+    """Preprocessing; travels in the bundle."""
+    decode: DecodeConfig = DecodeConfig()
+    """Decoder limits."""
+    model: ModelConfig = ModelConfig()
+    """Architecture and initial weights."""
+    augment: AugmentConfig = AugmentConfig()
+    """Augmentation of the train split."""
+    loss: LossConfig = LossConfig()
+    """Loss."""
+    epochs: Positive = 20
+    """Most epochs."""
+    batch_size: Positive = 16
+    """Images per worker and step."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Peak learning rate of the heads (AdamW, cosine schedule)."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Each encoder stage towards the input learns at this factor of the next one's rate; 1 is the same rate everywhere."""
+    weight_decay: NonNegative = 1e-2
+    """AdamW weight decay (not on biases and norms)."""
+    warmup_epochs: NonNegative = 1.0
+    """Epochs of linear warm-up."""
+    freeze_epochs: Annotated[int, Field(ge=0)] = 0
+    """First epochs with the encoder frozen, its normalisation statistics included."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    """Decay a step of the moving average of the weights, which is what is validated and kept; 0 turns it off."""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """Stop after this many epochs without a better validation score; 0 never stops early."""
+    gradient_clip: NonNegative = 1.0
+    """Largest gradient norm; 0 turns clipping off."""
+    precision: Literal["bf16", "float32"] = "bf16"
+    """Autocast precision of training."""
+    workers: Positive = 2
+    """DDP workers."""
+    use_gpu: bool | Literal["auto"] = "auto"
+    """One GPU a worker; `auto` where the cluster has that many."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    """CPUs of each worker."""
+    max_failure_fraction: Fraction = 0.0
+    """Share of labelled images that may fail to decode before training is refused."""
+    max_restarts: Annotated[int, Field(ge=0)] = 3
+    """How often a lost worker group is started again from the last checkpoint."""
+    seed: int = 0
+    """Seed of initial weights, order and augmentation."""
+    privacy: PrivacyConfig = PrivacyConfig()
+    """Pseudonym key."""
+    ray: RayConfig = RayConfig()
+    """Where Ray runs."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainJob:
+        if self.freeze_epochs >= self.epochs:
+            raise ValueError(f"`freeze_epochs` ({self.freeze_epochs}) must be below `epochs` ({self.epochs})")
+        if self.freeze_epochs and self.model.weights is None:
+            raise ValueError(
+                "`freeze_epochs` freezes a randomly initialised encoder: give `model.weights`, or set it to 0"
+            )
+        if self.preprocess.color == "rgb" and self.model.in_channels == 1:
+            raise ValueError("`preprocess.color: rgb` needs `model.in_channels: 3`")
+        if self.labels.findings and self.loss.label_smoothing:
+            raise ValueError("`loss.label_smoothing` is for single-label training and can't go with `labels.findings`")
+        return self
+
+
+class ScoringConfig(Section):
+    """How objects are scored; shared by the score and evaluate jobs."""
+
+    batch_size: Positive = 32
+    """Frames per forward pass."""
+    block_rows: Positive = 256
+    """Objects per Ray Data block: the unit of progress that a killed run keeps."""
+    read_threads: Positive = 4
+    """Threads per actor that read ahead."""
+    precision: Literal["bf16", "float32"] = "bf16"
+    """Precision of the forward pass; bf16 on CPUs without its instructions is slower than float32."""
+    placement: Literal["auto", "fused"] = "auto"
+    """`fused`: one actor does an object's whole way. `auto` is fused, on a GPU where there is one."""
+    actors: Positive | None = None
+    """Scoring actors; null is one a CPU (or one a GPU)."""
+    save_masks: bool = True
+    """Keep each mask, compressed, in its row."""
+    max_attempts: Positive = 3
+    """How often a batch whose worker died is tried, each object in a process of its own, before its objects are given up."""
+
+
+class FailureBudget(Section):
+    """When a finished run counts as over budget (exit code 3)."""
+
+    max_failure_fraction: Fraction = 0.05
+    """Largest share of the run's objects that may fail."""
+
+
+class ScoreJob(Section):
+    """Score what an archive holds and this model has not scored yet; publish to the tables."""
+
+    archive: ArchiveConfig
+    """The archive."""
+    bundle: str
+    """The trained model: folder or URI of a bundle."""
+    output: str
+    """Folder or prefix for everything that is written: tables/, runs/."""
+    run_key: str | None = None
+    """Names the run; null derives it. A run that is published is never done again."""
+    scoring: ScoringConfig = ScoringConfig()
+    """How."""
+    decode: DecodeConfig = DecodeConfig()
+    """Decoder limits."""
+    budget: FailureBudget = FailureBudget()
+    """Failure budget."""
+    privacy: PrivacyConfig = PrivacyConfig()
+    """Pseudonym key."""
+    ray: RayConfig = RayConfig()
+    """Where Ray runs."""
+
+
+class EvaluateJob(Section):
+    """Metrics of a bundle on one split of a label table, from prediction rows."""
+
+    labels: LabelsConfig
+    """The label table; the split is the one the bundle was trained with."""
+    bundle: str
+    """The trained model."""
+    output: str
+    """Folder or prefix for everything that is written; labelled images without a prediction there are scored first."""
+    split: Literal["train", "val", "test"] = "test"
+    """The split to measure."""
+    dataset: str | None = None
+    """Name in the metrics table; null is the name of the label table's folder."""
+    resamples: Annotated[int, Field(ge=0)] = 1000
+    """Bootstrap resamples over patients; 0 leaves intervals out."""
+    seed: int = 0
+    """Seed of the bootstrap."""
+    scoring: ScoringConfig = ScoringConfig()
+    """How missing predictions are made."""
+    decode: DecodeConfig = DecodeConfig()
+    """Decoder limits."""
+    budget: FailureBudget = FailureBudget()
+    """Failure budget."""
+    privacy: PrivacyConfig = PrivacyConfig()
+    """Pseudonym key."""
+    ray: RayConfig = RayConfig()
+    """Where Ray runs."""
+
+
+class InventoryJob(Section):
+    """List an archive: how many objects, how large, and what a bundle has not scored yet."""
+
+    archive: ArchiveConfig
+    """The archive."""
+    bundle: str | None = None
+    """Count as new what this model has not committed."""
+    output: str | None = None
+    """Where the tables are; needed with `bundle`."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> InventoryJob:
+        if (self.bundle is None) != (self.output is None):
+            raise ValueError("`bundle` and `output` go together: one names the model, the other its tables")
+        return self
+
+
+class ReportJob(Section):
+    """One self-contained HTML file about a training, its evaluation and the runs of a model."""
+
+    output: str
+    """The folder or prefix that holds tables/ and training/."""
+    bundle: str
+    """The model to report on."""
+    file: str | None = None
+    """Where to write; null is OUTPUT/reports/MODEL.html."""
+    examples: Annotated[int, Field(ge=0, le=64)] = 12
+    """Overlays to show."""
+    title: str = "medvision_ray report"
+    """Title of the page."""
+
+
+JOBS: dict[str, type[Section]] = {
+    "inventory": InventoryJob,
+    "train": TrainJob,
+    "evaluate": EvaluateJob,
+    "score": ScoreJob,
+    "report": ReportJob,
+}

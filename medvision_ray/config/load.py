@@ -1,0 +1,186 @@
+"""Read a job's YAML, apply `--set a.b=c`, refuse what is wrong with the key, the value and the fix."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from medvision_ray.config.sections import Section
+from medvision_ray.errors import ConfigError
+
+JobT = TypeVar("JobT", bound=Section)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML without the timestamp type: `2026-11-24` stays text."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def load_job(model: type[JobT], path: str | None = None, overrides: Iterable[str] = ()) -> JobT:
+    """Build a job's configuration from a YAML file and overrides.
+
+    Args:
+        path: YAML file; None starts from the defaults.
+        overrides: `key.path=value` items; the value is read as YAML. They win over the file.
+
+    Raises:
+        ConfigError: the file is not there or not YAML, or a key or value is refused. The message
+            names each key, its value, what was expected and the nearest known name.
+    """
+    data = _read_yaml(path) if path else {}
+    for item in overrides:
+        _apply_override(data, item)
+    return build_job(model, data, source=path or "the command line")
+
+
+def build_job(model: type[JobT], data: dict[str, Any], source: str) -> JobT:
+    """Validate a plain mapping as a job's configuration; `source` names it in errors."""
+    try:
+        return model.model_validate_json(json.dumps(data), strict=True)
+    except ValidationError as error:
+        lines = [_explain(model, item) for item in error.errors()]
+        raise ConfigError(
+            f"The configuration from {source} is refused:\n" + "\n".join(f"  - {x}" for x in lines)
+        ) from None
+    except (TypeError, ValueError):
+        raise ConfigError(
+            f"The configuration from {source} holds a value that is no text, number, list or mapping."
+        ) from None
+
+
+def show_job(model: type[Section], job: Section | None = None) -> str:
+    """The full effective configuration as YAML, each option under its documentation."""
+    lines: list[str] = []
+    _show(model, job.model_dump(mode="json") if job is not None else None, 0, lines)
+    return "\n".join(lines) + "\n"
+
+
+def _show(model: type[Section], values: dict[str, Any] | None, depth: int, lines: list[str]) -> None:
+    pad = "  " * depth
+    for name, field in model.model_fields.items():
+        lines.append(f"{pad}# {field.description}")
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, Section):
+            lines.append(f"{pad}{name}:")
+            _show(inner, values.get(name) if values else None, depth + 1, lines)
+            continue
+        if values is not None:
+            value = values[name]
+        elif field.is_required():
+            lines.append(f"{pad}# {name}: (required)")
+            continue
+        else:
+            value = json.loads(json.dumps(_plain(field.default)))
+        text = yaml.safe_dump(value, default_flow_style=True, width=10**6).strip().removesuffix("...").strip()
+        lines.append(f"{pad}{name}: {text}")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Section):
+        return value.model_dump(mode="json")
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"Expected a readable YAML file at {path}, but {error.strerror or 'it cannot be read'}."
+        ) from None
+    try:
+        data = yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError(
+            f"Expected YAML in {path}, but it cannot be parsed:{where} {getattr(error, 'problem', '')}."
+        ) from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"Expected a mapping of options in {path}, but got {type(data).__name__}.")
+    return data
+
+
+def _apply_override(data: dict[str, Any], item: str) -> None:
+    key, sign, text = item.partition("=")
+    if not sign or not key.strip():
+        raise ConfigError(f"Expected --set KEY.PATH=VALUE, but got {item!r}.")
+    try:
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+    except yaml.YAMLError:
+        raise ConfigError(f"Expected the value of --set {key} to be YAML, but got {text!r}.") from None
+    *parents, last = key.strip().split(".")
+    node = data
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if child is None:
+            child = node[parent] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"--set {key}: `{parent}` is {child!r} and has no options below it.")
+        node = child
+    node[last] = value
+
+
+_EXPECTED = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "model_type": "a mapping of options",
+    "model_attributes_type": "a mapping of options",
+    "missing": "a value",
+}
+
+
+def _explain(model: type[Section], error: Any) -> str:
+    location = [str(part) for part in error["loc"]]
+    key = ".".join(location) or "(the whole)"
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        known = _known_names(model, location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean `{'.'.join([*location[:-1], near[0]])}`?" if near else f"known here: {', '.join(known)}."
+        return f"`{key}` is not an option; {hint}"
+    if kind == "missing":
+        return f"`{key}` is required, but was not given."
+    got = json.dumps(error.get("input"), default=str)
+    got = got if len(got) <= 120 else got[:117] + "..."
+    if kind == "value_error":
+        reason = str(error["ctx"]["error"])
+        return f"`{key}`: {reason}." if location else f"{reason}."
+    expected = _EXPECTED.get(kind) or error["msg"].removeprefix("Input should be ")
+    return f"`{key}`: expected {expected}, but got {got}."
+
+
+def _known_names(model: type[Section], location: list[str]) -> list[str]:
+    for part in location:
+        field = model.model_fields.get(part)
+        inner = _section_in(field.annotation) if field else None
+        if inner is None:
+            return []
+        model = inner
+    return list(model.model_fields)
+
+
+def _section_in(annotation: Any) -> type[Section] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        found = _section_in(inner)
+        if found is not None:
+            return found
+    return None

@@ -1,0 +1,159 @@
+"""The sections that several jobs' configurations share. Every option is documented here, once."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """Base of every configuration model: frozen, strict types, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ArchiveConfig(Section):
+    """Which objects there are."""
+
+    uri: str
+    """Folder or prefix that holds the images: a local path, file:// or s3:// URI."""
+    include: tuple[str, ...] = ("**",)
+    """Glob patterns over the path relative to `uri` (`**` spans folders); an object must match one."""
+    exclude: tuple[str, ...] = ("**/.*",)
+    """Glob patterns that take objects out again; how many is in the run's summary."""
+    limit: Positive | None = None
+    """Take only the first N new objects in path order; for trials."""
+
+
+class DecodeConfig(Section):
+    """Limits that hold before memory is allocated; each has its own error code."""
+
+    max_bytes: Positive = 1 << 30
+    """Largest object in bytes that is read (`too_large`)."""
+    max_frame_pixels: Positive = 100_000_000
+    """Largest rows times columns of one frame (`too_large`)."""
+    max_frames: Positive = 4096
+    """Most frames or slices in one object (`too_large`)."""
+    max_decoded_bytes: Positive = 2 << 30
+    """Most bytes that an object may decode or decompress to (`too_large`, `decompression_bomb`)."""
+    max_seconds: Annotated[float, Field(gt=0)] = 120.0
+    """Longest time for reading, decoding and preparing one object (`timeout`)."""
+    max_memory_bytes: Positive = 8 << 30
+    """Address space of the process in which a suspect object is decoded alone (`out_of_memory`)."""
+    volume_index: Annotated[int, Field(ge=0)] | None = None
+    """Which volume of a four-dimensional NIfTI to take; null refuses such files (`unsupported_shape`)."""
+
+
+class ClaheConfig(Section):
+    """Contrast-limited adaptive histogram equalisation (OpenCV; Zuiderveld, Graphics Gems IV)."""
+
+    clip_limit: Annotated[float, Field(gt=0)] = 2.0
+    """Contrast limit in OpenCV's scale."""
+    tiles: Positive = 8
+    """Tiles along each side."""
+
+
+class PreprocessConfig(Section):
+    """From stored values to the model's input. Travels in the bundle; hashed into `preprocess_id`."""
+
+    size: tuple[Positive, Positive] = (224, 224)
+    """Rows and columns of the model's input in pixels; each a multiple of 32."""
+    color: Literal["grey", "rgb"] = "grey"
+    """`grey` takes Rec. 601 luma of colour images; `rgb` repeats grey images over three channels."""
+    ct_window_hu: tuple[float, Annotated[float, Field(gt=0)]] | None = (40.0, 400.0)
+    """Centre and width in HU for CT; null uses the file's own window, as for other modalities."""
+    use_file_window: bool = True
+    """Use the file's VOI LUT or window where it has one; else robust percentiles."""
+    percentiles: tuple[Annotated[float, Field(ge=0, lt=50)], Annotated[float, Field(gt=50, le=100)]] = (0.5, 99.5)
+    """Percentiles of the non-padding pixels of an object that become black and white where no window applies."""
+    denoise: Literal["none", "median", "tv"] = "none"
+    """`median` 3x3 (OpenCV) or `tv` total variation (scikit-image, Chambolle 2004), before resizing."""
+    clahe: ClaheConfig | None = None
+    """Equalise locally after the window and before resizing."""
+    resize: Literal["pad", "stretch"] = "pad"
+    """`pad` keeps the aspect and pads with black; `stretch` does not."""
+    interpolation: Literal["area", "linear"] = "area"
+    """`area` averages when shrinking (and is linear when enlarging)."""
+    mean: tuple[float, ...] = (0.5,)
+    """Subtracted from pixels in [0, 1]; one value, or one a channel."""
+    std: tuple[Annotated[float, Field(gt=0)], ...] = (0.5,)
+    """Divides after `mean` is subtracted; as many values as `mean`."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PreprocessConfig:
+        if any(side % 32 for side in self.size):
+            raise ValueError("`size` must be multiples of 32 (the encoder halves five times)")
+        if len(self.mean) != len(self.std) or len(self.mean) not in (1, self.channels):
+            raise ValueError(
+                f"`mean` and `std` must have the same length, 1 or {self.channels} with color={self.color}"
+            )
+        return self
+
+    @property
+    def channels(self) -> int:
+        """Channels of the prepared input: 1 for grey, 3 for rgb."""
+        return 3 if self.color == "rgb" else 1
+
+
+class PrivacyConfig(Section):
+    """The site's secret for keyed pseudonyms (HMAC-SHA256)."""
+
+    key_env: str = "MEDVISION_PSEUDONYM_KEY"
+    """Environment variable that holds the key: at least 32 characters."""
+    key_file: str | None = None
+    """Local file that holds the key; wins over `key_env`."""
+    demo_key: bool = False
+    """Use the published demo key. Only for images of nobody."""
+
+
+class RayConfig(Section):
+    """Where Ray runs."""
+
+    address: str | None = None
+    """A running cluster (`auto`, `host:port`); null uses RAY_ADDRESS where set (as under `ray job submit`), else starts one here."""
+    num_cpus: Positive | None = None
+    """CPUs of the Ray that is started here; null takes all. Not allowed with `address`."""
+    object_store_bytes: Positive | None = None
+    """Object store of the Ray that is started here; null lets Ray choose (30 % of memory)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RayConfig:
+        if self.address and (self.num_cpus or self.object_store_bytes):
+            raise ValueError(
+                "`num_cpus` and `object_store_bytes` belong to a Ray started here and can't go with `address`"
+            )
+        return self
+
+
+class LabelsConfig(Section):
+    """The label table and how its patients are split."""
+
+    table: str
+    """CSV or Parquet with `image` and any of `label`, one column per finding, `mask`, `patient_id`, `split`."""
+    root: str | None = None
+    """Folder or prefix that relative `image` and `mask` paths start from; null is the table's own folder."""
+    label_column: str = "label"
+    """Column of the class name (single-label)."""
+    findings: tuple[str, ...] = ()
+    """Columns of 0, 1 or blank, one per finding (multi-label); excludes `label_column`."""
+    classes: tuple[str, ...] = ()
+    """Class order; empty takes the sorted names of the table."""
+    patient_column: str = "patient_id"
+    """Column that groups images of one patient; splits never divide a patient."""
+    split_column: str = "split"
+    """Column of `train`, `val`, `test`; missing splits are made by patient from `fractions` and `seed`."""
+    fractions: tuple[Fraction, Fraction, Fraction] = (0.7, 0.15, 0.15)
+    """Shares of train, val and test by patient, where the table does not say; they sum to 1."""
+    seed: int = 0
+    """Seed of the split."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LabelsConfig:
+        if not math.isclose(sum(self.fractions), 1.0, abs_tol=1e-6):
+            raise ValueError(f"`fractions` must sum to 1, but they sum to {sum(self.fractions):g}")
+        return self

@@ -1,0 +1,36 @@
+"""The one family of exceptions that medvision_ray raises on purpose.
+
+A message of this family says what was expected, what came, where, and what to do. It never
+quotes another exception's text, which can hold a patient's name (pydicom's do).
+"""
+
+from __future__ import annotations
+
+
+class MedVisionError(Exception):
+    """Base of every error that this package raises on purpose; exit code 1 on the command line."""
+
+
+class UsageError(MedVisionError):
+    """The command line or a configuration is wrong; exit code 2."""
+
+
+class ConfigError(UsageError):
+    """A configuration file or override was refused."""
+
+
+class StorageError(MedVisionError):
+    """An object could not be listed, read or written; `transient` says whether a retry may help."""
+
+    def __init__(self, message: str, *, transient: bool = False, code: str = "read_error") -> None:
+        super().__init__(message)
+        self.transient = transient
+        self.code = code
+
+
+class LabelError(UsageError):
+    """A label table is unusable, or its splits leak patients or images."""
+
+
+class BundleError(MedVisionError):
+    """A bundle is incomplete, altered or of an unknown version."""

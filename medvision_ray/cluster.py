@@ -1,0 +1,69 @@
+"""Connect to Ray, or start one here, for as long as a job runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from medvision_ray.config import RayConfig
+from medvision_ray.errors import MedVisionError
+
+
+@contextmanager
+def ray_session(config: RayConfig, *, dashboard: bool = False) -> Iterator[None]:
+    """Have Ray connected inside the block. A connection that is there already is used and left open.
+
+    Args:
+        dashboard: start the dashboard (on loopback) with a Ray that is started here; Ray Train's
+            clean-up actor needs its API.
+
+    Raises:
+        MedVisionError: no cluster answers at the address.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry out of a hospital
+    # A checkpoint counts only once the controller has polled it; its default is every 2 s.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+        else:
+            ray.init(
+                address="local",
+                num_cpus=config.num_cpus,
+                object_store_memory=config.object_store_bytes,
+                include_dashboard=dashboard,
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+            )
+    except ConnectionError:
+        raise MedVisionError(
+            f"Expected a Ray cluster at {address}, but none answers. Start one with `ray start --head`, "
+            "or leave `ray.address` empty to start one for this job."
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cluster_gpus() -> int:
+    """GPUs of the connected cluster."""
+    import ray
+
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def cluster_cpus() -> float:
+    """CPUs of the connected cluster."""
+    import ray
+
+    return float(ray.cluster_resources().get("CPU", 0))

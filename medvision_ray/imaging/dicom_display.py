@@ -1,0 +1,139 @@
+"""What a DICOM object says of its display and its spacing, top level and functional groups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from pydicom.dataset import Dataset
+
+from medvision_ray.imaging.dicom_header import PixelHeader, element, items, numbers, text
+from medvision_ray.imaging.image import Display, LookupTable, VoiFunction, Window
+
+_PROJECTION = ("CR", "DX", "IO", "MG", "PX", "RF", "RG", "XA")
+
+
+def read_display(dataset: Dataset, header: PixelHeader, modality: str) -> tuple[Display, tuple[Display, ...]]:
+    """The display chain of the object, and of each frame where frames differ.
+
+    Frames take it from the per-frame functional groups, then the shared ones, then the top level
+    (DICOM PS3.3 C.7.6.16.2.9 and .10). Colour has no chain.
+    """
+    if header.frame.samples > 1 or header.frame.photometric == "PALETTE COLOR":
+        return Display(), ()
+    shared = (items(dataset, "SharedFunctionalGroupsSequence") or [Dataset()])[0]
+    groups = items(dataset, "PerFrameFunctionalGroupsSequence")[: header.frames]
+    if len(groups) < header.frames:
+        groups = []
+    if not groups:
+        return _display((shared, dataset), dataset, header, modality), ()
+    frames = tuple(_display((group, shared, dataset), dataset, header, modality) for group in groups)
+    return frames[0], frames if any(_differs(frames[0], other) for other in frames[1:]) else ()
+
+
+def read_spacing(dataset: Dataset, modality: str) -> tuple[float, float] | None:
+    """Distance between rows and between columns in mm, where it holds in the patient (DICOM PS3.3 10.7.1.1, .3).
+
+    ImagerPixelSpacing is at the detector, and so is a PixelSpacing that merely repeats it; the
+    nominal spacing of a film scanner stands in where there is none.
+    """
+    spacing = _pair(dataset, "PixelSpacing")
+    if spacing is None:
+        for group in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
+            measures = [m for item in items(dataset, group)[:1] for m in items(item, "PixelMeasuresSequence")]
+            spacing = spacing or (_pair(measures[0], "PixelSpacing") if measures else None)
+    if spacing is None:
+        return _pair(dataset, "NominalScannedPixelSpacing")
+    if modality in _PROJECTION and spacing == _pair(dataset, "ImagerPixelSpacing"):
+        return None
+    return spacing
+
+
+def _pair(dataset: Dataset, keyword: str) -> tuple[float, float] | None:
+    values = numbers(dataset, keyword)
+    return (values[0], values[1]) if len(values) == 2 and min(values) > 0 else None
+
+
+def _differs(one: Display, other: Display) -> bool:
+    if one.modality_lut is not None or one.voi_lut is not None or other.modality_lut or other.voi_lut:
+        return True  # tables do not compare; taking them as different only costs the shortcut
+    return one != other
+
+
+def _display(places: tuple[Dataset, ...], dataset: Dataset, header: PixelHeader, modality: str) -> Display:
+    rescale = _first(places, "PixelValueTransformationSequence", "RescaleSlope")
+    voi = _first(places, "FrameVOILUTSequence", "WindowCenter")
+    signed = header.frame.signed
+    slope = (numbers(rescale, "RescaleSlope") or (1.0,))[0]
+    intercept = (numbers(rescale, "RescaleIntercept") or (0.0,))[0]
+    shape = text(dataset, "PresentationLUTShape").upper()
+    return Display(
+        slope=slope or 1.0,  # a slope of 0 would erase the image
+        intercept=intercept,
+        modality_lut=_lookup_table(dataset, "ModalityLUTSequence", header, signed),
+        window=_window(voi),
+        voi_lut=_lookup_table(dataset, "VOILUTSequence", header, signed or intercept < 0),
+        invert=shape == "INVERSE" or (not shape and header.frame.photometric == "MONOCHROME1"),
+        padding=_padding(dataset, header),
+    )
+
+
+def _first(places: tuple[Dataset, ...], sequence: str, keyword: str) -> Dataset:
+    for place in places[:-1]:
+        for item in items(place, sequence)[:1]:
+            if keyword in item:
+                return item
+    return places[-1]
+
+
+def _window(dataset: Dataset) -> Window | None:
+    centers, widths = numbers(dataset, "WindowCenter"), numbers(dataset, "WindowWidth")
+    if not centers or not widths or widths[0] <= 0:
+        return None
+    name = text(dataset, "VOILUTFunction").upper()
+    function = VoiFunction(name) if name in VoiFunction.__members__ else VoiFunction.LINEAR
+    if function is VoiFunction.LINEAR and widths[0] < 1:  # not allowed for LINEAR; meant for data in small units
+        function = VoiFunction.LINEAR_EXACT
+    return Window(centers[0], widths[0], function)
+
+
+def _lookup_table(dataset: Dataset, sequence: str, header: PixelHeader, signed: bool) -> LookupTable | None:
+    """The first usable table of a sequence (DICOM PS3.3 C.11.1.1, C.11.2.1.1)."""
+    for item in items(dataset, sequence):
+        descriptor = numbers(item, "LUTDescriptor")
+        values = _entries(element(item, "LUTData"), header.big_endian) if len(descriptor) == 3 else None
+        if values is None:
+            continue
+        entries, first, bits = (int(x) for x in descriptor)
+        entries = entries & 0xFFFF or 65536
+        if bits <= 8 and values.size == entries // 2 + entries % 2:  # two 8-bit entries packed in a word
+            values = values.view(np.uint8).astype(np.uint16)
+        if not 1 <= bits <= 16 or values.size < entries:
+            continue
+        return LookupTable(first - 65536 if signed and first > 32767 else first, values[:entries], bits)
+    return None
+
+
+def _entries(data: Any, big_endian: bool) -> np.ndarray[Any, np.dtype[np.uint16]] | None:
+    if isinstance(data, (bytes, bytearray)):
+        words = np.frombuffer(data, np.dtype(">u2" if big_endian else "<u2"), len(data) // 2)
+        return words.astype(np.uint16)
+    try:
+        return (np.atleast_1d(np.asarray(data, dtype=np.int64)) & 0xFFFF).astype(np.uint16)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _padding(dataset: Dataset, header: PixelHeader) -> tuple[int, int] | None:
+    """PixelPaddingValue up to PixelPaddingRangeLimit, in stored values (DICOM PS3.3 C.7.5.1.1.2)."""
+    value = numbers(dataset, "PixelPaddingValue")
+    if not value or header.keyword != "PixelData":
+        return None
+    ends = [int(x) for x in (value[0], (numbers(dataset, "PixelPaddingRangeLimit") or value)[0])]
+    half = 1 << (header.frame.bits_allocated - 1)
+    for index, end in enumerate(ends):  # written with the other VR of US or SS
+        if header.frame.signed and end >= half:
+            ends[index] = end - 2 * half
+        elif not header.frame.signed and end < 0:
+            ends[index] = end + 2 * half
+    return min(ends), max(ends)

@@ -1,0 +1,121 @@
+"""The masked multi-task loss: a sample without a label or a mask adds nothing to that term."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medvision_ray.config import LossConfig
+from medvision_ray.learning.model import HybridOutput
+
+_DICE_SMOOTH = 1.0
+_LARGEST_POSITIVE_WEIGHT = 100.0
+
+
+class LossParts(NamedTuple):
+    """Scalars in float32: the weighted sum to go back from, and each term before its weight."""
+
+    total: Tensor
+    classification: Tensor
+    segmentation: Tensor
+
+
+class MultiTaskLoss(nn.Module):
+    """Cross entropy of the classes plus binary cross entropy and soft Dice of the mask.
+
+    Single label: `F.cross_entropy`. Multi-label: binary cross entropy, averaged over the findings that are not blank.
+    Segmentation: binary cross entropy over pixels plus one minus soft Dice (Milletari et al. 2016, smoothed by 1), each
+    per image, averaged over the images that have a mask; every image weighs the same however large its lesion.
+
+    Where no sample of a batch has a term, the term is zero but keeps its graph, so that DDP gets a gradient for every
+    parameter. All is computed in float32, under autocast too.
+
+    Args:
+        config: weights of the terms, label smoothing.
+        class_weights: `(K,)`; single label: weight of each class; multi-label: weight of each finding's positives.
+        multi_label: classes are findings that may occur together.
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(self, config: LossConfig, class_weights: Tensor | None, multi_label: bool) -> None:
+        super().__init__()
+        self.config = config
+        self.multi_label = multi_label
+        self.register_buffer("class_weights", None if class_weights is None else class_weights.float())
+
+    def forward(
+        self, output: HybridOutput, labels: Tensor, targets: Tensor | None, masks: Tensor | None, has_mask: Tensor
+    ) -> LossParts:
+        """Compute the loss of a batch.
+
+        Args:
+            output: of the model.
+            labels: class index `(N,)` int64, -1 for none; not looked at where `multi_label`.
+            targets: 0 or 1 a finding, NaN for blank, `(N, K)` float32; needed where `multi_label`.
+            masks: uint8 `(N, H, W)`, above 0 is lesion; None where the model has no decoder.
+            has_mask: bool `(N,)`; the mask of an image without one is not looked at.
+        """
+        with torch.autocast(device_type=has_mask.device.type, enabled=False):
+            zero = torch.zeros((), device=has_mask.device)
+            classification = segmentation = zero
+            if output.logits is not None:
+                classification = self._classification(output.logits.float(), labels, targets)
+            if output.mask_logits is not None and masks is not None:
+                segmentation = mask_loss(output.mask_logits.float(), masks, has_mask)
+            elif output.mask_logits is not None:
+                segmentation = output.mask_logits.float().sum() * 0.0
+            weights = self.config.classification_weight, self.config.segmentation_weight
+            return LossParts(weights[0] * classification + weights[1] * segmentation, classification, segmentation)
+
+    def _classification(self, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
+        if not self.multi_label:
+            if not (labels >= 0).any():
+                return logits.sum() * 0.0
+            smoothing = self.config.label_smoothing
+            return F.cross_entropy(logits, labels, self.class_weights, ignore_index=-1, label_smoothing=smoothing)
+        if targets is None:
+            raise ValueError("Expected `targets` (N, K) for a multi-label loss, but got None.")
+        known = ~torch.isnan(targets)
+        filled = torch.where(known, targets, 0.0)
+        terms = F.binary_cross_entropy_with_logits(logits, filled, pos_weight=self.class_weights, reduction="none")
+        return torch.where(known, terms, 0.0).sum() / known.sum().clamp(min=1)
+
+
+def mask_loss(mask_logits: Tensor, masks: Tensor, has_mask: Tensor) -> Tensor:
+    """Binary cross entropy plus one minus soft Dice, averaged over the images that have a mask.
+
+    Args:
+        mask_logits: `(N, H, W)` float.
+        masks: `(N, H, W)`, above 0 is lesion.
+        has_mask: bool `(N,)`.
+    """
+    logits = mask_logits[has_mask].flatten(1)
+    truth = (masks[has_mask] > 0).flatten(1).to(logits.dtype)
+    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(dim=1)
+    probability = logits.sigmoid()
+    overlap = 2.0 * (probability * truth).sum(dim=1) + _DICE_SMOOTH
+    dice = overlap / (probability.sum(dim=1) + truth.sum(dim=1) + _DICE_SMOOTH)
+    return (entropy + 1.0 - dice).sum() / has_mask.sum().clamp(min=1)
+
+
+def balanced_class_weights(labels: Tensor, n_classes: int) -> Tensor:
+    """Weights that make every class count the same.
+
+    Args:
+        labels: of the train split; class indices `(n,)` with -1 for none, or findings `(n, K)` of 0, 1 and NaN.
+        n_classes: K.
+
+    Returns:
+        `(K,)` float32. Classes: images over (K times images of the class), as scikit-learn's `balanced`. Findings:
+        negatives over positives, at most 100. A class without an image weighs 1.
+    """
+    if labels.ndim == 2:
+        positive = (labels == 1).sum(dim=0).float()
+        negative = (labels == 0).sum(dim=0).float()
+        return torch.where(positive > 0, (negative / positive).clamp(max=_LARGEST_POSITIVE_WEIGHT), 1.0)
+    counts = torch.bincount(labels[labels >= 0], minlength=n_classes).float()
+    return torch.where(counts > 0, counts.sum() / (n_classes * counts), 1.0)

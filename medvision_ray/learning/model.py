@@ -1,0 +1,180 @@
+"""HybridCNN: one shared encoder, a classification head and a U-Net decoder for the mask."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, NamedTuple
+
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from segmentation_models_pytorch.base import ClassificationHead, SegmentationHead
+from segmentation_models_pytorch.base.initialization import initialize_decoder, initialize_head
+from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
+from torch import Tensor, nn
+
+from medvision_ray.config import ModelConfig, PreprocessConfig
+from medvision_ray.errors import ConfigError
+
+_MAX_STAGES = 5
+_PROBE_PIXELS = 64
+
+
+class HybridOutput(NamedTuple):
+    """What a forward pass gives.
+
+    Attributes:
+        logits: class logits `(N, classes)`; None without a classification head.
+        mask_logits: mask logits `(N, H, W)` on the input's grid; None without a decoder.
+    """
+
+    logits: Tensor | None
+    mask_logits: Tensor | None
+
+
+class HybridCNN(nn.Module):
+    """A shared encoder with either or both of two heads; takes pixels as they are prepared and normalises inside.
+
+    Attributes:
+        encoder: feature maps at strides 1, 2, 4, ...
+        decoder: U-Net decoder, None without segmentation.
+        encoder_trainable: names of the encoder's parameters that reach an output; the others never ask for a gradient.
+        encoder_frozen: the encoder stays in evaluation mode through `train()`, so that its normalisation statistics
+            stay as they are; see `optim.freeze_encoder`.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: ModelConfig, preprocess: PreprocessConfig, n_classes: int) -> None:
+        super().__init__()
+        depth = len(config.decoder_channels)
+        self.in_channels = config.in_channels
+        self.encoder_frozen = False
+        self.encoder_trainable: frozenset[str] = frozenset()
+        self.encoder = _build_encoder(config, depth)
+        self.decoder: nn.Module | None = None
+        self.segmentation_head: nn.Module | None = None
+        self.classification_head: nn.Module | None = None
+        channels: list[int] = self.encoder.out_channels
+        if config.segmentation:
+            self.decoder = UnetDecoder(channels, config.decoder_channels, n_blocks=depth)
+            self.segmentation_head = SegmentationHead(config.decoder_channels[-1], 1)
+            initialize_decoder(self.decoder)
+            initialize_head(self.segmentation_head)
+        if config.classification:
+            self.classification_head = ClassificationHead(channels[-1], n_classes, dropout=config.dropout)
+            initialize_head(self.classification_head)
+        # Not persistent: preprocessing travels in the bundle's configuration, the weights file holds what is learnt.
+        shape = (1, len(preprocess.mean), 1, 1)
+        self.register_buffer("mean", torch.tensor(preprocess.mean).view(shape), persistent=False)
+        self.register_buffer("std", torch.tensor(preprocess.std).view(shape), persistent=False)
+
+    def forward(self, x: Tensor) -> HybridOutput:
+        """Score a batch.
+
+        Args:
+            x: pixels 0 to 255, uint8 or float, `(N, C, H, W)` with C 1 or 3, H and W multiples of 32.
+        """
+        x = (x.to(self.mean.dtype) / 255.0 - self.mean) / self.std
+        if x.shape[1] == 1 and self.in_channels == 3:
+            x = x.expand(-1, 3, -1, -1)
+        features = self.encoder(x)
+        logits = None if self.classification_head is None else self.classification_head(features[-1])
+        mask_logits = None
+        if self.decoder is not None and self.segmentation_head is not None:
+            mask_logits = self.segmentation_head(self.decoder(features)).squeeze(1)
+        return HybridOutput(logits, mask_logits)
+
+    def train(self, mode: bool = True) -> HybridCNN:
+        """Set training mode; a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        if self.encoder_frozen:
+            self.encoder.eval()
+        return self
+
+
+def build_model(config: ModelConfig, preprocess: PreprocessConfig, n_classes: int) -> HybridCNN:
+    """Build the hybrid CNN with random weights, or with published ones where `weights: imagenet` and a download are allowed.
+
+    A weights file named in `config.weights` is loaded by `weights.load_encoder_weights`, not here.
+
+    Args:
+        config: architecture.
+        preprocess: normalisation of the input, which happens inside the model.
+        n_classes: outputs of the classification head.
+
+    Raises:
+        ConfigError: no such encoder, or it cannot be built with this depth, or no classes to tell apart.
+    """
+    if config.classification and n_classes < 1:
+        raise ConfigError(
+            "Expected at least one class for the classification head, but the labels have none. Give a label column, or "
+            "set `model.classification: false`."
+        )
+    if preprocess.channels > config.in_channels:
+        raise ConfigError("`preprocess.color: rgb` needs `model.in_channels: 3`, but it is 1.")
+    model = HybridCNN(config, preprocess, n_classes)
+    _retire_unused(model)
+    return model
+
+
+def _retire_unused(model: HybridCNN) -> None:
+    """Take parameters that reach no output out of training: DDP waits for a gradient of each that asks for one.
+
+    EfficientNet's head convolution is one, and any stage below the deepest feature map that the decoder takes.
+    """
+    model.eval()  # random weights or not, statistics and random state stay as they are
+    with torch.enable_grad():
+        output = model(torch.zeros(1, 1 if model.in_channels == 1 else 3, _PROBE_PIXELS, _PROBE_PIXELS))
+        parameters = list(model.parameters())
+        total = torch.stack([part.sum() for part in output if part is not None]).sum()
+        gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.requires_grad_(gradient is not None)
+    model.encoder_trainable = frozenset(name for name, value in model.encoder.named_parameters() if value.requires_grad)
+    model.train()
+
+
+def batch_norm_eps(module: nn.Module) -> float | None:
+    """The epsilon that all batch normalisations of a module share; None where they differ or there are none."""
+    found = {layer.eps for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)}
+    return found.pop() if len(found) == 1 else None
+
+
+def set_batch_norm_eps(module: nn.Module, eps: float) -> None:
+    """Set the epsilon of all batch normalisations: weights from another framework need the one they were made with."""
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eps = eps
+
+
+def _build_encoder(config: ModelConfig, depth: int) -> Any:
+    name = config.encoder
+    _check_name(name)
+    download = config.weights == "imagenet" and config.allow_download
+    # timm encoders take True for "the published weights", the others their name.
+    weights = (True if name.startswith("tu-") else "imagenet") if download else None
+    try:
+        return smp.encoders.get_encoder(name, config.in_channels, depth=depth, weights=weights)
+    except (ValueError, TypeError, AttributeError, AssertionError):
+        raise ConfigError(
+            f"Expected encoder `{name}` to give {depth} stages of features (one a width in `model.decoder_channels`, at "
+            f"most {_MAX_STAGES}), but it cannot be built so. Change the number of widths, or take another encoder."
+        ) from None
+
+
+def _check_name(name: str) -> None:
+    prefix = "tu-" if name.startswith("tu-") else ""
+    plain = name.removeprefix("tu-")
+    if prefix and timm.is_model(plain.split(".")[0]):
+        return
+    known: list[str] = timm.list_models() if prefix else smp.encoders.get_encoder_names()
+    if plain in known:
+        return
+    near = difflib.get_close_matches(plain, known, n=3)
+    hint = f"Did you mean {' or '.join(f'`{prefix}{item}`' for item in near)}? " if near else ""
+    raise ConfigError(
+        f"Expected `model.encoder` to be an encoder of segmentation_models_pytorch, or `tu-` and a timm model, but got "
+        f"{name!r}. {hint}Try `mobilenet_v2`, `resnet34` or `tu-convnext_tiny`."
+    )

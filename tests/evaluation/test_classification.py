@@ -1,0 +1,271 @@
+"""Classification metrics against scikit-learn and torchmetrics, plain and weighted."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import sklearn.metrics as reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from medvision_ray.evaluation.classification import (
+    OneVsRest,
+    one_vs_rest,
+    plain_metrics,
+    weighted_metrics,
+    weighted_ranks,
+)
+from medvision_ray.evaluation.samples import EvaluationSamples
+
+CLASSES = ("covid", "normal", "pneumonia")
+
+
+def single(n: int = 300, *, seed: int = 0, steps: int = 20, absent: int | None = None) -> EvaluationSamples:
+    """Single-label samples; `steps` coarse probabilities make ties, `absent` is a class without true images."""
+    generator = np.random.default_rng(seed)
+    labels = generator.choice([k for k in range(3) if k != absent], n)
+    logits = generator.normal(size=(n, 3))
+    logits[np.arange(n), labels] += 1
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    coarse = np.floor(probabilities * steps) / steps
+    coarse[:, 2] = 1 - coarse[:, 0] - coarse[:, 1]
+    return EvaluationSamples(
+        classes=CLASSES,
+        multi_label=False,
+        patients=generator.integers(0, n // 2, n).astype(str),
+        labels=labels,
+        probabilities=coarse.clip(0, 1),
+        predicted=coarse.argmax(1),
+    )
+
+
+def multi(n: int = 300, *, seed: int = 0, steps: int = 20) -> EvaluationSamples:
+    """Multi-label samples with ties and a fifth of the labels blank."""
+    generator = np.random.default_rng(seed)
+    chance = generator.random((n, 3))
+    targets = (generator.random((n, 3)) < chance).astype(float)
+    targets[generator.random((n, 3)) < 0.2] = np.nan
+    return EvaluationSamples(
+        classes=CLASSES,
+        multi_label=True,
+        patients=generator.integers(0, n // 2, n).astype(str),
+        targets=targets,
+        probabilities=np.round(chance * steps) / steps,
+        thresholds=np.array([0.3, 0.5, 0.75]),
+    )
+
+
+def view_of(samples: EvaluationSamples) -> OneVsRest:
+    view = one_vs_rest(samples)
+    assert view is not None
+    return view
+
+
+def reference_of_one_class(positive, decided, scores, weights=None) -> dict[str, float]:
+    """scikit-learn's values of a yes-or-no question; NaN where it divides by zero."""
+    options = {"zero_division": np.nan, "sample_weight": weights}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return {
+            "precision": reference.precision_score(positive, decided, **options),
+            "recall": reference.recall_score(positive, decided, **options),
+            "specificity": reference.recall_score(~positive, ~decided, **options),
+            "f1": reference.f1_score(positive, decided, **options),
+            "auroc": reference.roc_auc_score(positive, scores, sample_weight=weights),
+            "average_precision": reference.average_precision_score(positive, scores, sample_weight=weights),
+        }
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_single_label_metrics_agree_with_scikit_learn(seed: int) -> None:
+    samples = single(seed=seed)
+    ours = plain_metrics(view_of(samples))
+    labels, predicted, scores = samples.labels, samples.predicted, samples.probabilities
+    per_class = [reference_of_one_class(labels == k, predicted == k, scores[:, k]) for k in range(3)]
+    expected = {
+        (name, metric): value for name, row in zip(CLASSES, per_class, strict=True) for metric, value in row.items()
+    }
+    expected |= {("macro", metric): np.mean([row[metric] for row in per_class]) for metric in per_class[0]}
+    expected["all", "accuracy"] = reference.accuracy_score(labels, predicted)
+    expected["all", "balanced_accuracy"] = reference.balanced_accuracy_score(labels, predicted)
+    expected["all", "brier"] = reference.brier_score_loss(labels, scores, scale_by_half=False)
+    clipped = scores.clip(np.finfo(np.float32).eps, 1 - np.finfo(np.float32).eps)
+    expected["all", "log_loss"] = -np.log(clipped[np.arange(samples.n), labels]).mean()
+    assert ours == pytest.approx(expected, abs=1e-12)
+
+
+def test_macro_values_agree_with_scikit_learns_own_averages() -> None:
+    samples = single(seed=3)
+    ours = plain_metrics(view_of(samples))
+    labels, predicted, scores = samples.labels, samples.predicted, samples.probabilities
+    for metric, function in (
+        ("precision", reference.precision_score),
+        ("recall", reference.recall_score),
+        ("f1", reference.f1_score),
+    ):
+        assert ours["macro", metric] == pytest.approx(function(labels, predicted, average="macro"), abs=1e-12)
+    assert ours["macro", "auroc"] == pytest.approx(
+        reference.roc_auc_score(labels, scores, multi_class="ovr"), abs=1e-12
+    )
+
+
+def test_log_loss_agrees_with_scikit_learn_where_no_probability_is_clipped() -> None:
+    generator = np.random.default_rng(0)
+    probabilities = generator.dirichlet([2.0, 2.0, 2.0], 200)
+    labels = generator.integers(0, 3, 200)
+    samples = EvaluationSamples(
+        CLASSES, False, np.arange(200).astype(str), labels, None, probabilities, probabilities.argmax(1)
+    )
+    ours = plain_metrics(view_of(samples))
+    assert ours["all", "log_loss"] == pytest.approx(
+        reference.log_loss(labels, probabilities, labels=[0, 1, 2]), abs=1e-12
+    )
+
+
+def test_multi_label_metrics_agree_with_scikit_learn_over_the_images_that_are_not_blank() -> None:
+    samples = multi()
+    ours = plain_metrics(view_of(samples))
+    for k, name in enumerate(CLASSES):
+        known = ~np.isnan(samples.targets[:, k])
+        positive, scores = samples.targets[known, k] == 1, samples.probabilities[known, k]
+        decided = scores >= samples.thresholds[k]
+        expected = reference_of_one_class(positive, decided, scores)
+        expected["accuracy"] = reference.accuracy_score(positive, decided)
+        expected["balanced_accuracy"] = reference.balanced_accuracy_score(positive, decided)
+        expected["brier"] = reference.brier_score_loss(positive, scores)
+        clipped = scores.clip(np.finfo(np.float32).eps, 1 - np.finfo(np.float32).eps)
+        expected["log_loss"] = reference.log_loss(positive, clipped)
+        assert {metric: ours[name, metric] for metric in expected} == pytest.approx(expected, abs=1e-12)
+    for metric in expected:
+        assert ours["macro", metric] == pytest.approx(np.mean([ours[name, metric] for name in CLASSES]), abs=1e-12)
+    assert not [key for key in ours if key[0] == "all"]
+
+
+def test_metrics_agree_with_torchmetrics() -> None:
+    torch = pytest.importorskip("torch")
+    functional = pytest.importorskip("torchmetrics.functional.classification")
+    samples = single(seed=5)
+    ours = plain_metrics(view_of(samples))
+    scores, labels = torch.tensor(samples.probabilities), torch.tensor(samples.labels)
+    predicted = torch.tensor(samples.predicted)
+    for metric, theirs in (
+        ("auroc", functional.multiclass_auroc(scores, labels, 3, average=None)),
+        ("average_precision", functional.multiclass_average_precision(scores, labels, 3, average=None)),
+        ("specificity", functional.multiclass_specificity(predicted, labels, 3, average=None)),
+        ("f1", functional.multiclass_f1_score(predicted, labels, 3, average=None)),
+    ):
+        assert [ours[name, metric] for name in CLASSES] == pytest.approx(theirs.tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "samples", [single(), multi(), single(absent=0), single(n=7)], ids=["single", "multi", "absent", "few"]
+)
+def test_weighted_metrics_at_unit_weights_are_the_plain_metrics(samples: EvaluationSamples) -> None:
+    view = view_of(samples)
+    weighted = weighted_metrics(view)(np.ones((1, view.patients.size)))
+    assert {key: value[0] for key, value in weighted.items()} == pytest.approx(
+        plain_metrics(view), abs=1e-12, nan_ok=True
+    )
+
+
+@pytest.mark.parametrize("samples", [single(60), multi(60)], ids=["single", "multi"])
+def test_weights_count_as_repeated_images(samples: EvaluationSamples) -> None:
+    view = view_of(samples)
+    weights = np.random.default_rng(1).integers(0, 4, (5, view.patients.size))
+    weighted = weighted_metrics(view)(weights.astype(float))
+    for row, counts in enumerate(weights):
+        repeated = np.repeat(np.arange(view.patients.size), counts)
+        again = OneVsRest(
+            view.classes,
+            view.exclusive,
+            view.patients[repeated],
+            view.known[repeated],
+            view.positive[repeated],
+            view.decided[repeated],
+            view.scores[repeated],
+        )
+        expected = plain_metrics(again)
+        assert {key: value[row] for key, value in weighted.items()} == pytest.approx(expected, abs=1e-12, nan_ok=True)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.integers(0, 3)), min_size=1, max_size=25))
+@settings(max_examples=200, deadline=None)
+def test_weighted_ranks_agree_with_scikit_learn_under_ties_and_zero_weights(
+    images: list[tuple[int, bool, int]],
+) -> None:
+    scores = np.array([score / 4 for score, _, _ in images])
+    positive = np.array([truth for _, truth, _ in images])
+    weights = np.array([float(weight) for _, _, weight in images])
+    auroc, precision = (values[0] for values in weighted_ranks(scores, positive)(weights[None]))
+    positives, negatives = weights[positive].sum(), weights[~positive].sum()
+    if positives and negatives:
+        assert auroc == pytest.approx(reference.roc_auc_score(positive, scores, sample_weight=weights), abs=1e-12)
+    else:
+        assert np.isnan(auroc)
+    if positives:
+        expected = reference.average_precision_score(positive, scores, sample_weight=weights)
+        assert precision == pytest.approx(expected, abs=1e-12)
+    else:
+        assert np.isnan(precision)
+
+
+def test_a_class_without_true_images_has_no_recall_and_is_left_out_of_macro() -> None:
+    samples = single(absent=0)
+    ours = plain_metrics(view_of(samples))
+    for metric in ("recall", "auroc", "average_precision"):
+        assert np.isnan(ours["covid", metric])
+        assert ours["macro", metric] == pytest.approx((ours["normal", metric] + ours["pneumonia", metric]) / 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = reference.balanced_accuracy_score(samples.labels, samples.predicted)
+    assert ours["all", "balanced_accuracy"] == pytest.approx(expected)
+
+
+def test_never_deciding_for_a_class_leaves_macro_precision_undefined_instead_of_better() -> None:
+    probabilities = np.array([[0.0, 0.9, 0.1], [0.1, 0.8, 0.1], [0.0, 0.1, 0.9]])
+    samples = EvaluationSamples(
+        CLASSES, False, np.array(["a", "b", "c"]), np.array([0, 1, 2]), None, probabilities, probabilities.argmax(1)
+    )
+    ours = plain_metrics(view_of(samples))
+    assert np.isnan(ours["covid", "precision"])
+    assert np.isnan(ours["macro", "precision"])
+    assert (ours["covid", "recall"], ours["covid", "f1"]) == (0, 0)
+
+
+def test_only_labelled_images_are_measured() -> None:
+    samples = single(n=40)
+    labels = samples.labels.copy()
+    labels[20:] = -1
+    partly = EvaluationSamples(CLASSES, False, samples.patients, labels, None, samples.probabilities, samples.predicted)
+    first = EvaluationSamples(
+        CLASSES,
+        False,
+        samples.patients[:20],
+        samples.labels[:20],
+        None,
+        samples.probabilities[:20],
+        samples.predicted[:20],
+    )
+    assert plain_metrics(view_of(partly)) == plain_metrics(view_of(first))
+
+
+def test_a_probability_at_its_threshold_is_decided_present_in_float32_too() -> None:
+    samples = EvaluationSamples(
+        ("nodule",),
+        True,
+        np.array(["a", "b"]),
+        targets=np.array([[1.0], [0.0]]),
+        probabilities=np.array([[0.7], [0.6]], dtype=np.float32),
+        thresholds=np.array([0.7]),
+    )
+    assert view_of(samples).decided.tolist() == [[True], [False]]
+
+
+def test_without_a_label_or_a_head_there_is_nothing_to_classify() -> None:
+    nobody = np.array(["a", "b"])
+    assert one_vs_rest(EvaluationSamples(("x", "y"), False, nobody, np.array([0, 1]))) is None
+    halves = np.full((2, 2), 0.5)
+    unlabelled = EvaluationSamples(("x", "y"), False, nobody, np.array([-1, -1]), None, halves, np.array([0, 0]))
+    assert one_vs_rest(unlabelled) is None

@@ -1,0 +1,197 @@
+"""Real and adversarial files: stored values against independent decoders, refusals with the right code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tracemalloc
+import zlib
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.data import get_testdata_file
+
+from medvision_ray.config import DecodeConfig
+from medvision_ray.imaging import dicom, dicom_header, dicom_pixels
+from medvision_ray.imaging.decode import decode
+from medvision_ray.imaging.errors import DecodeError, ErrorCode
+
+CONFIG = DecodeConfig()
+REFUSED = (ErrorCode.NOT_AN_IMAGE, ErrorCode.UNSUPPORTED_SHAPE)
+NO_PICTURE = (ErrorCode.NOT_AN_IMAGE, ErrorCode.NO_PIXELS, ErrorCode.UNSUPPORTED_FORMAT)
+BOMBS = {
+    "big.png": ErrorCode.TOO_LARGE,
+    "dims_huge.nii": ErrorCode.TOO_LARGE,
+    "dims_huge.nii.gz": ErrorCode.TOO_LARGE,
+    "dims_neg.nii": ErrorCode.BAD_DIMENSIONS,
+    "frames2e9_j2k.dcm": ErrorCode.TOO_LARGE,
+    "frames2e9_native.dcm": ErrorCode.TOO_LARGE,
+    "hdr65535_j2k.dcm": ErrorCode.BAD_DIMENSIONS,
+    "imagecodecs_dicomrle_segv.dcm": ErrorCode.CORRUPT,
+    "j2k_20k.dcm": ErrorCode.TOO_LARGE,
+    "j2k_mismatch.dcm": ErrorCode.DIMENSION_MISMATCH,
+    "j2k_siz_bomb.dcm": ErrorCode.DIMENSION_MISMATCH,
+    "j2k_tiles1.dcm": ErrorCode.DECOMPRESSION_BOMB,
+    "jls_20k.dcm": ErrorCode.TOO_LARGE,
+    "jls_mismatch.dcm": ErrorCode.DIMENSION_MISMATCH,
+    "len2g.dcm": ErrorCode.TRUNCATED,
+    "nest500.dcm": ErrorCode.CORRUPT,
+    "rle65535.dcm": ErrorCode.BAD_DIMENSIONS,
+    "vox_nan.nii": ErrorCode.TOO_LARGE,
+}
+
+
+def stored(data: bytes) -> np.ndarray[Any, Any]:
+    dataset, syntax = dicom.parse(data, CONFIG)
+    return dicom_pixels.read_stored(dataset, dicom_header.read_pixel_header(dataset, syntax, CONFIG))
+
+
+def manifest(folder: Path, kind: str) -> list[dict[str, Any]]:
+    rows = map(json.loads, (folder / "MANIFEST.jsonl").read_text().splitlines())
+    return [row for row in rows if row["kind"] == kind]
+
+
+def test_stored_values_agree_with_independent_decoders(corpora_dir: Path) -> None:
+    rows = [row for row in manifest(corpora_dir, "dicom") if row["ok"] and not row["dtype"].startswith("float")]
+    different = []
+    for row in rows:
+        pixels = stored((corpora_dir / row["path"]).read_bytes())
+        digest = hashlib.sha1(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).astype("<i8").tobytes())
+        if digest.hexdigest() == row["sha_int64"]:
+            continue
+        different.append(row["path"])
+        assert list(pixels.shape) == row["shape"], row["path"]
+        assert abs(int(pixels.min()) - row["min"]) <= 1, row["path"]
+        assert abs(int(pixels.max()) - row["max"]) <= 1, row["path"]
+    assert len(rows) > 200
+    assert len(different) <= 0.01 * len(rows), different
+
+
+def test_float_pixels_agree_with_the_manifest(corpora_dir: Path) -> None:
+    rows = [row for row in manifest(corpora_dir, "dicom") if row["ok"] and row["dtype"].startswith("float")]
+    assert rows
+    for row in rows:
+        pixels = stored((corpora_dir / row["path"]).read_bytes())
+        assert (list(pixels.shape), pixels.dtype.name) == (row["shape"], row["dtype"])
+        assert (float(pixels.min()), float(pixels.max())) == pytest.approx((row["min"], row["max"]), rel=1e-6)
+
+
+def test_every_decodable_picture_decodes_and_only_masks_doses_and_slides_are_refused(corpora_dir: Path) -> None:
+    for row in manifest(corpora_dir, "dicom"):
+        if not row["ok"]:
+            continue
+        data = (corpora_dir / row["path"]).read_bytes()
+        if row["modality"] in ("SEG", "RTDOSE", "SM"):
+            with pytest.raises(DecodeError) as caught:
+                decode(data, CONFIG)
+            assert caught.value.code in REFUSED, row["path"]
+        else:
+            image = decode(data, CONFIG)
+            assert image.pixels.shape[:3] == tuple(row["shape"][:3])
+            assert image.pixels.ndim == 3 or image.pixels.dtype == np.uint8
+
+
+def test_objects_without_a_picture_are_refused_as_such(corpora_dir: Path) -> None:
+    for row in manifest(corpora_dir, "dicom-nonimage"):
+        with pytest.raises(DecodeError) as caught:
+            decode((corpora_dir / row["path"]).read_bytes(), CONFIG)
+        assert caught.value.code in NO_PICTURE, row["path"]
+
+
+@pytest.mark.parametrize("name", sorted(BOMBS))
+def test_a_bomb_is_refused_in_bounded_memory(corpora_dir: Path, name: str) -> None:
+    data = (corpora_dir / "bombs" / name).read_bytes()
+    tracemalloc.start()
+    try:
+        with pytest.raises(DecodeError) as caught:
+            decode(data, CONFIG)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert caught.value.code is BOMBS[name]
+    assert peak < 20_000_000
+
+
+def test_a_deflated_bomb_is_refused_at_the_limit() -> None:
+    dataset = pydicom.dcmread(get_testdata_file("image_dfl.dcm"))
+    out = BytesIO()
+    dataset.save_as(out)
+    whole = out.getvalue()
+    start = dicom._meta_header(whole)[1]
+    deflater = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    body = zlib.decompress(whole[start:], -zlib.MAX_WBITS) + bytes(64 << 20)
+    bomb = whole[:start] + deflater.compress(body) + deflater.flush()
+    with pytest.raises(DecodeError) as caught:
+        decode(bomb, DecodeConfig(max_decoded_bytes=16 << 20))
+    assert caught.value.code is ErrorCode.DECOMPRESSION_BOMB
+
+
+def test_tiny_frames_without_end_are_over_the_frame_limit() -> None:
+    dataset = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+    dataset.Rows = dataset.Columns = 1
+    dataset.NumberOfFrames = 50_000
+    dataset.PixelData = bytes(100_000)
+    out = BytesIO()
+    dataset.save_as(out)
+    with pytest.raises(DecodeError) as caught:
+        decode(out.getvalue(), CONFIG)
+    assert caught.value.code is ErrorCode.TOO_LARGE
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CT_small.dcm",
+        "MR_small_RLE.dcm",
+        "MR_small_bigendian.dcm",
+        "MR_small_jp2klossless.dcm",
+        "MR_small_jpeg_ls_lossless.dcm",
+        "image_dfl.dcm",
+        "liver_1frame.dcm",
+        "SC_rgb_rle_2frame.dcm",
+        "SC_ybr_full_422_uncompressed.dcm",
+        "examples_rgb_color.dcm",
+    ],
+)
+def test_stored_values_agree_with_pydicoms_own_decoders(name: str) -> None:
+    path = get_testdata_file(name)
+    needs_plugin = name in ("MR_small_jp2klossless.dcm", "MR_small_jpeg_ls_lossless.dcm")
+    expected = pydicom.dcmread(get_testdata_file("MR_small.dcm") if needs_plugin else path).pixel_array
+    np.testing.assert_array_equal(np.squeeze(stored(Path(path).read_bytes())), np.squeeze(expected))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+@pytest.mark.parametrize(
+    "name", ["CT_small.dcm", "MR_small_RLE.dcm", "MR_small_jp2klossless.dcm", "JPEG-lossy.dcm", "SC_rgb_jpeg_dcmtk.dcm"]
+)
+def test_a_truncated_file_is_refused(name: str, share: float) -> None:
+    data = Path(get_testdata_file(name)).read_bytes()
+    with pytest.raises(DecodeError):
+        decode(data[: int(len(data) * share)], CONFIG)
+
+
+def test_a_jpeg_frame_without_its_end_is_truncated() -> None:
+    dataset = pydicom.dcmread(get_testdata_file("JPGExtended.dcm"))
+    frame = next(pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=1))
+    dataset.PixelData = pydicom.encaps.encapsulate([frame[: len(frame) // 2 * 2 - 2000]])
+    out = BytesIO()
+    dataset.save_as(out)
+    with pytest.raises(DecodeError) as caught:
+        decode(out.getvalue(), CONFIG)
+    assert caught.value.code is ErrorCode.TRUNCATED
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.7, 0.9, 0.95, 0.99])
+def test_a_truncated_htj2k_frame_is_refused(corpora_dir: Path, share: float) -> None:
+    dataset = pydicom.dcmread(corpora_dir / "pydicom-data/data_store/data/HTJ2KLossless_08_RGB.dcm")
+    frame = next(pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=1))
+    dataset.PixelData = pydicom.encaps.encapsulate([frame[: int(len(frame) * share)]])
+    out = BytesIO()
+    dataset.save_as(out)
+    with pytest.raises(DecodeError) as caught:
+        decode(out.getvalue(), CONFIG)
+    assert caught.value.code is ErrorCode.CORRUPT

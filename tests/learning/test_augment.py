@@ -1,0 +1,96 @@
+"""Augmentation: image and mask move together, by the seed alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from medvision_ray.config import AugmentConfig
+from medvision_ray.learning.augment import build_augment
+
+SIZE = (64, 64)
+NOTHING = {
+    "horizontal_flip": 0.0,
+    "rotate_degrees": 0.0,
+    "translate": 0.0,
+    "scale": (1.0, 1.0),
+    "brightness": 0.0,
+    "contrast": 0.0,
+}
+
+
+def squares(n: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+    """A bright square on black, off the centre, and its mask."""
+    masks = torch.zeros(n, *SIZE, dtype=torch.uint8)
+    masks[:, 18:40, 12:30] = 1
+    return masks.unsqueeze(1) * 200, masks
+
+
+def test_the_mask_moves_with_its_image() -> None:
+    images, masks = squares()
+    moved_images, moved_masks = build_augment(AugmentConfig(brightness=0.0, contrast=0.0), SIZE)(images, masks, 7)
+    assert moved_masks is not None
+    assert not torch.equal(moved_masks, masks)
+    bright = moved_images[:, 0] > 100
+    overlap = (bright & (moved_masks > 0)).sum() / (bright | (moved_masks > 0)).sum()
+    assert overlap > 0.97  # bilinear against nearest: the outline may differ by a pixel here and there
+
+
+def test_masks_keep_their_values_and_types_stay() -> None:
+    images, masks = squares()
+    moved_images, moved_masks = build_augment(AugmentConfig(rotate_degrees=30.0), SIZE)(images, masks * 255, 3)
+    assert moved_masks is not None
+    assert set(moved_masks.unique().tolist()) == {0, 255}
+    assert moved_images.dtype == moved_masks.dtype == torch.uint8
+    assert (moved_images.shape, moved_masks.shape) == (images.shape, masks.shape)
+    assert type(moved_images) is type(moved_masks) is torch.Tensor
+
+
+def test_the_seed_decides_and_the_global_random_state_stays() -> None:
+    images, masks = squares()
+    augment = build_augment(AugmentConfig(), SIZE)
+    state = torch.get_rng_state()
+    first, again, other = (augment(images, masks, seed)[0] for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_each_image_of_a_batch_has_its_own_draw() -> None:
+    images, masks = squares()
+    moved, _ = build_augment(AugmentConfig(), SIZE)(images, masks, 1)
+    assert len({image.numpy().tobytes() for image in moved}) == len(images)
+
+
+def test_without_any_amount_a_batch_comes_back_as_it_was() -> None:
+    images, masks = squares()
+    moved_images, moved_masks = build_augment(AugmentConfig.model_validate(NOTHING), SIZE)(images, masks, 1)
+    assert torch.equal(moved_images, images)
+    assert moved_masks is not None
+    assert torch.equal(moved_masks, masks)
+
+
+def test_brightness_changes_the_image_and_not_the_mask() -> None:
+    images, masks = squares()
+    config = AugmentConfig.model_validate({**NOTHING, "brightness": 0.5})
+    moved_images, moved_masks = build_augment(config, SIZE)(images, masks, 1)
+    assert not torch.equal(moved_images, images)
+    assert moved_masks is not None
+    assert torch.equal(moved_masks, masks)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_and_rgb_images_without_masks_work(channels: int) -> None:
+    images = torch.randint(0, 256, (2, channels, *SIZE), dtype=torch.uint8)
+    moved, masks = build_augment(AugmentConfig(vertical_flip=1.0), SIZE)(images, None, 1)
+    assert moved.shape == images.shape
+    assert masks is None
+
+
+def test_a_certain_vertical_flip_is_torchs_flip() -> None:
+    images, masks = squares()
+    config = AugmentConfig.model_validate({**NOTHING, "vertical_flip": 1.0})
+    moved_images, moved_masks = build_augment(config, SIZE)(images, masks, 1)
+    assert torch.equal(moved_images, images.flip(-2))
+    assert moved_masks is not None
+    assert torch.equal(moved_masks, masks.flip(-2))

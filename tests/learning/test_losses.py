@@ -1,0 +1,146 @@
+"""The masked multi-task loss against hand-computed values and torch's own losses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.utils.class_weight import compute_class_weight
+from torch import Tensor
+
+from medvision_ray.config import LossConfig
+from medvision_ray.learning.losses import MultiTaskLoss, balanced_class_weights, mask_loss
+from medvision_ray.learning.model import HybridCNN, HybridOutput
+
+NAN = float("nan")
+NONE = torch.zeros(4, dtype=torch.bool)
+
+
+def single(logits: Tensor, labels: list[int], weights: Tensor | None = None, **options: float) -> Tensor:
+    loss = MultiTaskLoss(LossConfig.model_validate(options), weights, multi_label=False)
+    return loss(HybridOutput(logits, None), torch.tensor(labels), None, None, NONE[: len(labels)]).classification
+
+
+def test_single_label_is_torchs_weighted_cross_entropy_of_the_labelled_samples() -> None:
+    logits, weights = torch.randn(4, 3), torch.tensor([0.5, 1.0, 2.0])
+    got = single(logits, [2, -1, 0, -1], weights, label_smoothing=0.1)
+    kept = logits[[0, 2]]
+    torch.testing.assert_close(got, F.cross_entropy(kept, torch.tensor([2, 0]), weights, label_smoothing=0.1))
+
+
+def test_single_label_by_hand() -> None:
+    got = single(torch.tensor([[0.0, 0.0], [5.0, 5.0]]), [0, 1])
+    assert got.item() == pytest.approx(math.log(2))
+
+
+def test_an_unlabelled_sample_gets_no_gradient_from_the_classes() -> None:
+    logits = torch.randn(2, 3, requires_grad=True)
+    single(logits, [1, -1]).backward()
+    assert logits.grad is not None
+    assert logits.grad[0].abs().sum() > 0
+    assert logits.grad[1].abs().sum() == 0
+
+
+def test_blank_findings_add_nothing_and_the_rest_is_torchs_bce() -> None:
+    logits = torch.randn(2, 3, requires_grad=True)
+    targets = torch.tensor([[1.0, NAN, 0.0], [NAN, NAN, 1.0]])
+    weights = torch.tensor([2.0, 3.0, 4.0])
+    loss = MultiTaskLoss(LossConfig(), weights, multi_label=True)
+    got = loss(HybridOutput(logits, None), torch.tensor([-1, -1]), targets, None, NONE[:2]).classification
+    known = ~targets.isnan()
+    expected = F.binary_cross_entropy_with_logits(logits[known], targets[known], pos_weight=weights.expand(2, 3)[known])
+    torch.testing.assert_close(got, expected)
+    got.backward()
+    assert logits.grad is not None
+    assert torch.isfinite(logits.grad).all()
+    assert (logits.grad[~known] == 0).all()
+
+
+def test_mask_loss_by_hand() -> None:
+    # One image of two pixels, probabilities 0.5 and 0.5, truth 1 and 0:
+    # entropy log 2; Dice (2 * 0.5 + 1) / (1 + 1 + 1) = 2 / 3.
+    got = mask_loss(torch.zeros(1, 1, 2), torch.tensor([[[1, 0]]], dtype=torch.uint8), torch.tensor([True]))
+    assert got.item() == pytest.approx(math.log(2) + 1 / 3)
+
+
+def test_images_without_a_mask_add_nothing_and_get_no_gradient() -> None:
+    logits = torch.randn(3, 8, 8, requires_grad=True)
+    masks = torch.randint(0, 2, (3, 8, 8), dtype=torch.uint8)
+    has_mask = torch.tensor([True, False, True])
+    got = mask_loss(logits, masks, has_mask)
+    alone = [mask_loss(logits[i : i + 1], masks[i : i + 1], has_mask[:1]) for i in (0, 2)]
+    torch.testing.assert_close(got, torch.stack(alone).mean())
+    got.backward()
+    assert logits.grad is not None
+    assert logits.grad[1].abs().sum() == 0
+    assert logits.grad[0].abs().sum() > 0
+
+
+def test_masks_of_0_and_255_are_masks_of_0_and_1() -> None:
+    logits, masks = torch.randn(1, 8, 8), torch.randint(0, 2, (1, 8, 8), dtype=torch.uint8)
+    has_mask = torch.tensor([True])
+    torch.testing.assert_close(mask_loss(logits, masks * 255, has_mask), mask_loss(logits, masks, has_mask))
+
+
+def test_the_mask_loss_gradient_is_the_numeric_gradient() -> None:
+    masks = torch.randint(0, 2, (2, 3, 3), dtype=torch.uint8)
+    has_mask = torch.tensor([True, True])
+    logits = torch.randn(2, 3, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: mask_loss(x, masks, has_mask), (logits,))
+
+
+def test_total_is_the_weighted_sum_of_the_terms() -> None:
+    config = LossConfig(classification_weight=0.5, segmentation_weight=3.0)
+    output = HybridOutput(torch.randn(2, 3), torch.randn(2, 8, 8))
+    masks = torch.ones(2, 8, 8, dtype=torch.uint8)
+    parts = MultiTaskLoss(config, None, False)(output, torch.tensor([0, 1]), None, masks, torch.tensor([True, True]))
+    torch.testing.assert_close(parts.total, 0.5 * parts.classification + 3.0 * parts.segmentation)
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_a_batch_without_labels_and_masks_has_zero_loss_and_zero_gradients_everywhere(
+    multi_label: bool, small_model: Callable[..., HybridCNN]
+) -> None:
+    model = small_model()
+    output = model(torch.randint(0, 256, (2, 1, 64, 64), dtype=torch.uint8))
+    targets = torch.full((2, 3), NAN) if multi_label else None
+    masks = torch.zeros(2, 64, 64, dtype=torch.uint8)
+    parts = MultiTaskLoss(LossConfig(), None, multi_label)(output, torch.tensor([-1, -1]), targets, masks, NONE[:2])
+    assert [part.item() for part in parts] == [0.0, 0.0, 0.0]
+    parts.total.backward()
+    gradients = [value.grad for value in model.parameters()]
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
+
+
+def test_a_missing_mask_tensor_keeps_the_decoder_in_the_graph() -> None:
+    mask_logits = torch.randn(2, 8, 8, requires_grad=True)
+    output = HybridOutput(None, mask_logits)
+    MultiTaskLoss(LossConfig(), None, False)(output, torch.tensor([-1, -1]), None, None, NONE[:2]).total.backward()
+    assert mask_logits.grad is not None
+    assert not mask_logits.grad.any()
+
+
+def test_bfloat16_outputs_under_autocast_are_computed_in_float32() -> None:
+    output = HybridOutput(torch.randn(2, 3).bfloat16(), torch.randn(2, 8, 8).bfloat16())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        masks = torch.ones(2, 8, 8, dtype=torch.uint8)
+        parts = MultiTaskLoss(LossConfig(), None, False)(output, torch.tensor([0, 1]), None, masks, ~NONE[:2])
+    assert {part.dtype for part in parts} == {torch.float32}
+    assert output.logits is not None
+    torch.testing.assert_close(parts.classification, F.cross_entropy(output.logits.float(), torch.tensor([0, 1])))
+
+
+def test_balanced_weights_are_scikit_learns() -> None:
+    labels = np.array([0, 0, 0, 0, 1, 1, 2])
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    got = balanced_class_weights(torch.tensor([*labels.tolist(), -1, -1]), 3)
+    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-6)
+
+
+def test_balanced_weights_of_findings_are_negatives_over_positives() -> None:
+    targets = torch.tensor([[1.0, 0.0, NAN], [0.0, 0.0, 1.0], [0.0, NAN, 1.0], [0.0, 0.0, 0.0]])
+    assert balanced_class_weights(targets, 3).tolist() == [3.0, 1.0, 0.5]

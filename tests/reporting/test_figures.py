@@ -1,0 +1,136 @@
+"""The figures: valid SVG for any number of classes, curves and counts as scikit-learn has them."""
+
+from __future__ import annotations
+
+import math
+import xml.etree.ElementTree as ET
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import auc, confusion_matrix, roc_auc_score
+
+from medvision_ray.reporting import figures
+from medvision_ray.reporting.overlays import Example, overlay
+
+HOSTILE = ["_hidden", "$\\frac{", "<b>&", "a\x00b\n--> c", "x" * 200]
+
+
+def shown_text(svg: bytes) -> str:
+    root = ET.fromstring(svg)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    return "\n".join("".join(element.itertext()) for element in root.iter("{http://www.w3.org/2000/svg}text"))
+
+
+def scores(n: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(classes)
+    return rng.integers(0, classes, n), rng.dirichlet(np.ones(classes), n)
+
+
+@pytest.mark.parametrize("classes", range(2, 11))
+def test_figures_name_every_class(classes: int) -> None:
+    labels, probabilities = scores(80, classes)
+    names = [f"finding {index}" for index in range(classes)]
+    for svg in (
+        figures.confusion_matrix(labels, probabilities.argmax(axis=1), names),
+        figures.roc_curves(labels, probabilities, names),
+        figures.precision_recall_curves(labels, probabilities, names),
+    ):
+        assert all(name in shown_text(svg) for name in names)
+
+
+def test_hostile_class_names_are_plain_text() -> None:
+    labels, probabilities = scores(60, len(HOSTILE))
+    for svg in (
+        figures.confusion_matrix(labels, probabilities.argmax(axis=1), HOSTILE),
+        figures.roc_curves(labels, probabilities, HOSTILE),
+    ):
+        text = shown_text(svg)
+        assert all(name in text for name in ("_hidden", "$\\frac{", "<b>&", "a?b?--> c", "x" * 31 + "…"))
+        assert "x" * 33 not in text
+
+
+def test_absent_class_and_single_class_labels_are_undefined() -> None:
+    _, probabilities = scores(20, 3)
+    absent = figures.curves(np.arange(20) % 2, probabilities, ("a", "b", "c"), kind="roc")
+    assert [math.isnan(curve.area) for curve in absent] == [False, False, True]
+    single = np.zeros(20, dtype=int)
+    for draw in (figures.roc_curves, figures.precision_recall_curves):
+        assert shown_text(draw(single, probabilities, ("a", "b", "c"))).count("undefined") == 3
+    assert "–" in shown_text(figures.confusion_matrix(single, probabilities.argmax(axis=1), ("a", "b", "c")))
+
+
+def test_curves_enclose_the_areas_of_scikit_learn() -> None:
+    labels, probabilities = scores(100, 3)
+    blank = np.where(np.arange(100) % 9 == 0, -1, labels)
+    for index, curve in enumerate(figures.curves(blank, probabilities, ("a", "b", "c"), kind="roc")):
+        expected = roc_auc_score(blank[blank >= 0] == index, probabilities[blank >= 0, index])
+        assert curve.area == pytest.approx(expected)
+        assert auc(curve.x, curve.y) == pytest.approx(expected)
+    for curve in figures.curves(blank, probabilities, ("a", "b", "c"), kind="precision_recall"):
+        steps = -np.sum(np.diff(curve.x) * curve.y[:-1])
+        assert steps == pytest.approx(curve.area)
+
+
+def test_findings_leave_blanks_out() -> None:
+    labels = np.array([[0, 1], [1, np.nan], [1, 1], [0, 0], [np.nan, 0]])
+    probabilities = np.array([[0.1, 0.9], [0.8, 0.0], [0.3, 0.2], [0.4, 0.3], [1.0, 0.1]])
+    first, second = figures.curves(labels, probabilities, ("a", "b"), kind="roc")
+    assert first.area == pytest.approx(0.75)
+    assert second.area == pytest.approx(0.75)
+
+
+def test_confusion_counts_are_those_of_scikit_learn() -> None:
+    labels, probabilities = scores(50, 4)
+    predicted = probabilities.argmax(axis=1)
+    labels[:5] = -1
+    expected = confusion_matrix(labels[5:], predicted[5:], labels=range(4))
+    np.testing.assert_array_equal(figures.count_confusion(labels, predicted, 4), expected)
+
+
+def test_training_curves_leave_out_what_was_not_measured() -> None:
+    history = pd.DataFrame(
+        {"epoch": [1, 2, 3], "train_loss": [3.0, 2.0, 1.0], "val_accuracy": [0.1, 0.5, 0.6], "val_dice": [np.nan] * 3}
+    )
+    with_dice = history.assign(val_dice=[0.1, 0.2, 0.3])
+    assert "Dice" not in shown_text(figures.training_curves(history))
+    assert "Dice" in shown_text(figures.training_curves(with_dice))
+    shown_text(figures.training_curves(history.head(1)))
+
+
+def test_failures_are_counted_by_reason() -> None:
+    text = shown_text(figures.failures_by_reason(pd.Series({"truncated": 1234, "empty_file": 1})))
+    assert "truncated" in text
+    assert "1,234" in text
+
+
+def test_figures_are_the_same_bytes_each_time_and_follow_the_theme() -> None:
+    labels, probabilities = scores(30, 3)
+    first, again = (figures.roc_curves(labels, probabilities, ("a", "b", "c")) for _ in range(2))
+    assert first == again
+    assert b"prefers-color-scheme:dark" in first
+    assert b"currentColor" in first
+
+
+def test_overlay_marks_prediction_and_truth_where_they_are() -> None:
+    predicted, true = np.zeros((64, 80), dtype=bool), np.zeros((64, 80), dtype=bool)
+    predicted[10:30, 10:30] = True
+    true[40:60, 50:70] = True
+    grey = np.full((64, 80), 100, dtype=np.uint8)
+    drawn = cv2.imdecode(np.frombuffer(overlay(Example(grey, predicted, true, "")), np.uint8), cv2.IMREAD_COLOR)
+    assert drawn.shape == (256, 320, 3)
+    colored = np.ptp(drawn.astype(int), axis=2) > 15
+    blue = drawn[..., 0].astype(int) > drawn[..., 2].astype(int) + 15
+    expected_orange = np.zeros((256, 320), dtype=bool)
+    expected_orange[36:124, 36:124] = True
+    assert colored[44:116, 44:116].all()
+    assert not (colored & ~blue & ~expected_orange).any()
+    rows, columns = np.nonzero(blue)
+    assert (abs(rows.min() - 160), abs(columns.max() - 280)) < (5, 5)
+    assert not blue[170:230, 210:270].any()
+
+
+def test_overlay_refuses_a_mask_of_another_grid() -> None:
+    with pytest.raises(ValueError, match="image's grid"):
+        overlay(Example(np.zeros((8, 8), dtype=np.uint8), np.zeros((4, 4), dtype=bool), None, ""))

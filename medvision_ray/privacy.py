@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +40,9 @@ class Pseudonymiser:
         return self._digest("series", uid.strip())
 
     def _digest(self, *parts: str) -> str:
-        digest = hmac.new(self.key, "|".join(parts).encode(), hashlib.sha256).digest()
+        # Escaped, or issuer "A|B" with "C" would be issuer "A" with "B|C". Surrogates come from damaged headers.
+        text = "|".join(part.replace("\\", "\\\\").replace("|", "\\|") for part in parts)
+        digest = hmac.new(self.key, text.encode("utf-8", "surrogatepass"), hashlib.sha256).digest()
         return base64.b32encode(digest[:16]).decode().rstrip("=").lower()
 
     def __repr__(self) -> str:
@@ -63,7 +66,9 @@ def load_pseudonymiser(config: PrivacyConfig) -> Pseudonymiser:
         where = "`privacy.key_file`"
     else:
         text = os.environ.get(config.key_env, "").strip()
-        where = f"environment variable {config.key_env}"
+        # Quoted only when it looks like a name: somebody may have put the key itself there.
+        named = re.fullmatch(r"[A-Z_][A-Z0-9_]*", config.key_env) is not None
+        where = f"environment variable {config.key_env}" if named else "the environment variable of `privacy.key_env`"
     if not text:
         raise UsageError(
             f"Expected the pseudonym key in {where}, but it is empty. Make one with `openssl rand -hex 32` and keep it "

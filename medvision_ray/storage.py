@@ -6,13 +6,14 @@ filesystem does: listing with etags, reading one version by etag, and the condit
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import random
+import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlsplit
@@ -20,13 +21,24 @@ from urllib.parse import quote, unquote, urlsplit
 import pyarrow.fs as pafs
 
 from medvision_ray.errors import StorageError, UsageError
+from medvision_ray.s3 import (
+    ATTEMPTS,
+    _s3_client,  # noqa: F401 - a test that moves the endpoint clears its cache here
+    bucket_key,
+    list_s3,
+    put_s3,
+    read_s3,
+    s3_client,
+    s3_error,
+)
 
 T = TypeVar("T")
 
-_ATTEMPTS = 5
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 5.0
 _SCHEMES = ("file", "s3", "gs")
+# Waiting does not help against these; every other OSError may pass (a network mount that stalls).
+_PERMANENT = frozenset({errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC, errno.EROFS, errno.EINVAL})
 
 
 @dataclass(frozen=True)
@@ -64,10 +76,14 @@ def scheme_of(uri: str) -> str:
 
 def absolute(uri: str) -> str:
     """One spelling per place: local paths absolute, no trailing slash, no file://."""
-    if scheme_of(uri) == "file":
-        path = unquote(urlsplit(uri).path) if "://" in uri else uri
-        return os.path.abspath(os.path.expanduser(path))
-    return uri.rstrip("/")
+    if scheme_of(uri) != "file":
+        return uri.rstrip("/")
+    if "://" not in uri:
+        return os.path.abspath(os.path.expanduser(uri))
+    host, slash, path = uri.split("://", 1)[1].partition("/")
+    if host not in ("", "localhost"):
+        raise UsageError(f"Expected file:///PATH with an absolute path, but got file://{host}{slash}...")
+    return os.path.abspath(unquote("/" + path))
 
 
 def join(uri: str, *parts: str) -> str:
@@ -80,8 +96,7 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     place = absolute(uri)
     if scheme_of(place) == "file":
         return _filesystem("file", ""), place
-    parts = urlsplit(place)
-    return _filesystem(parts.scheme, os.environ.get("AWS_ENDPOINT_URL", "")), parts.netloc + parts.path
+    return _filesystem(scheme_of(place), os.environ.get("AWS_ENDPOINT_URL", "")), place.split("://", 1)[1]
 
 
 @lru_cache(maxsize=16)
@@ -91,30 +106,13 @@ def _filesystem(scheme: str, endpoint: str) -> pafs.FileSystem:
     if scheme == "gs":
         return pafs.GcsFileSystem()
     address = urlsplit(endpoint)
+    if endpoint and not address.netloc:
+        raise UsageError("Expected AWS_ENDPOINT_URL as http://HOST:PORT or https://HOST, but it has no http(s)://.")
     options: dict[str, Any] = {"endpoint_override": address.netloc, "scheme": address.scheme} if endpoint else {}
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if region:
         options["region"] = region
     return pafs.S3FileSystem(**options)
-
-
-@lru_cache(maxsize=4)
-def _s3_client(endpoint: str) -> Any:
-    import boto3
-    from botocore.config import Config
-
-    config = Config(retries={"max_attempts": _ATTEMPTS, "mode": "standard"}, max_pool_connections=32)
-    return boto3.client("s3", endpoint_url=endpoint or None, config=config)
-
-
-def s3_client() -> Any:
-    """A boto3 S3 client for the current endpoint, one a process."""
-    return _s3_client(os.environ.get("AWS_ENDPOINT_URL", ""))
-
-
-def _bucket_key(uri: str) -> tuple[str, str]:
-    parts = urlsplit(uri)
-    return parts.netloc, parts.path.lstrip("/")
 
 
 def list_objects(uri: str) -> Iterator[ObjectInfo]:
@@ -142,19 +140,26 @@ def _list_local(root: str) -> Iterator[ObjectInfo]:
     pending = [root]
     while pending:
         folder = pending.pop()
-        stat = os.stat(folder)
-        if (stat.st_dev, stat.st_ino) in seen:
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
             continue
-        seen.add((stat.st_dev, stat.st_ino))
+        seen.add((status.st_dev, status.st_ino))
         folders = []
-        for entry in sorted(os.scandir(folder), key=lambda item: item.name):
-            if entry.is_dir():
-                folders.append(entry.path)
-            elif entry.is_file():
-                info = entry.stat()
-                relative = os.path.relpath(entry.path, root).replace(os.sep, "/")
-                yield ObjectInfo(entry.path, relative, info.st_size, local_etag(info))
+        for path in _retry(partial(_entries, folder), folder):
+            try:
+                info = os.stat(path)
+            except OSError:
+                continue  # a link to nothing or to itself, or deleted since: no object
+            if stat.S_ISDIR(info.st_mode):
+                folders.append(path)
+            elif stat.S_ISREG(info.st_mode):
+                relative = os.path.relpath(path, root).replace(os.sep, "/")
+                yield ObjectInfo(path, relative, info.st_size, local_etag(info))
         pending.extend(reversed(folders))
+
+
+def _entries(folder: str) -> list[str]:
+    return [os.path.join(folder, name) for name in sorted(os.listdir(folder))]
 
 
 def local_etag(info: os.stat_result) -> str:
@@ -163,21 +168,16 @@ def local_etag(info: os.stat_result) -> str:
 
 
 def _list_s3(uri: str) -> Iterator[ObjectInfo]:
-    bucket, prefix = _bucket_key(uri)
+    bucket, prefix = bucket_key(uri)
     prefix = prefix.rstrip("/") + "/" if prefix else ""
-    paginator = s3_client().get_paginator("list_objects_v2")
     found = False
-    try:
-        for page in paginator.paginate(Bucket=bucket, Prefix=prefix):
-            for item in page.get("Contents", ()):
-                found = True
-                key = item["Key"]
-                if not key.endswith("/"):
-                    yield ObjectInfo(f"s3://{bucket}/{key}", key[len(prefix) :], item["Size"], item["ETag"].strip('"'))
-    except Exception as error:
-        raise _s3_error(error, uri) from None
-    if not found and prefix == "":
-        return
+    for item in list_s3(bucket, prefix):
+        found = True
+        key = item["Key"]
+        if not key.endswith("/"):
+            yield ObjectInfo(f"s3://{bucket}/{key}", key[len(prefix) :], item["Size"], item["ETag"].strip('"'))
+    if not found and prefix:
+        raise StorageError(f"Expected objects below {uri}, but there are none.", code="not_found")
 
 
 def _list_filesystem(uri: str) -> Iterator[ObjectInfo]:
@@ -205,7 +205,7 @@ def read_bytes(uri: str, *, max_bytes: int | None = None, etag: str | None = Non
     if scheme_of(place) == "file":
         return _retry(lambda: _read_local(place, max_bytes, etag), place)
     if scheme_of(place) == "s3":
-        return _retry(lambda: _read_s3(place, max_bytes, etag), place)
+        return _retry(lambda: read_s3(place, max_bytes, etag), place)
     fs, path = filesystem(place)
 
     def read() -> bytes:
@@ -219,53 +219,34 @@ def read_bytes(uri: str, *, max_bytes: int | None = None, etag: str | None = Non
 
 
 def _read_local(path: str, max_bytes: int | None, etag: str | None) -> bytes:
+    if not stat.S_ISREG(os.stat(path).st_mode):  # before opening: a named pipe would wait for a writer
+        raise StorageError("The object is not a regular file.", code="read_error")
     with open(path, "rb") as stream:
         info = os.fstat(stream.fileno())
-        if not os.path.isfile(path):
-            raise StorageError("The object is not a regular file.", code="read_error")
-        if etag is not None and local_etag(info) != etag:
-            raise StorageError("The object changed since it was listed.", code="changed_while_reading")
         if max_bytes is not None and info.st_size > max_bytes:
             raise StorageError("The object is over the size limit.", code="too_large")
-        return stream.read()
-
-
-def _read_s3(uri: str, max_bytes: int | None, etag: str | None) -> bytes:
-    bucket, key = _bucket_key(uri)
-    condition = {"IfMatch": f'"{etag}"'} if etag else {}
-    try:
-        answer = s3_client().get_object(Bucket=bucket, Key=key, **condition)
-        if max_bytes is not None and answer["ContentLength"] > max_bytes:
-            answer["Body"].close()
-            raise StorageError("The object is over the size limit.", code="too_large")
-        data: bytes = answer["Body"].read()
-    except StorageError:
-        raise
-    except Exception as error:
-        raise _s3_error(error, uri) from None
+        data = stream.read()
+        if etag is not None and {local_etag(info), local_etag(os.fstat(stream.fileno()))} != {etag}:
+            raise StorageError("The object changed since it was listed.", code="changed_while_reading")
     return data
 
 
 def write_bytes(uri: str, data: bytes) -> None:
     """Write one object whole; a reader sees the old content or the new, never a part."""
     place = absolute(uri)
-    if scheme_of(place) == "file":
-        target = Path(place)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _temporary_beside(target)
-        try:
-            temporary.write_bytes(data)
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return
-    fs, path = filesystem(place)
+    scheme = scheme_of(place)
+    if scheme == "file":
+        _retry(lambda: _write_local(place, data, os.replace), place)
+    elif scheme == "s3":
+        _retry(lambda: put_s3(place, data), place)
+    else:
+        fs, path = filesystem(place)
 
-    def write() -> None:
-        with fs.open_output_stream(path) as stream:
-            stream.write(data)
+        def write() -> None:
+            with fs.open_output_stream(path) as stream:
+                stream.write(data)
 
-    _retry(write, place)
+        _retry(write, place)
 
 
 def create_exclusive(uri: str, data: bytes) -> bool:
@@ -273,31 +254,40 @@ def create_exclusive(uri: str, data: bytes) -> bool:
     place = absolute(uri)
     scheme = scheme_of(place)
     if scheme == "file":
-        target = Path(place)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = _temporary_beside(target)
-        try:
-            temporary.write_bytes(data)
-            os.link(temporary, target)
-        except FileExistsError:
-            return False
-        finally:
-            temporary.unlink(missing_ok=True)
-        return True
+        return _retry(lambda: _create_local(place, data), place)
     if scheme == "s3":
-        return _create_s3(place, data)
+        return _retry(lambda: _create_s3(place, data), place)
     raise UsageError("Expected `output` on a local path or s3://, but gs:// has no conditional put here yet.")
 
 
-def _create_s3(uri: str, data: bytes) -> bool:
-    bucket, key = _bucket_key(uri)
+def _write_local(path: str, data: bytes, publish: Callable[[Path, Path], None]) -> None:
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_beside(target)
     try:
-        s3_client().put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
-    except Exception as error:
-        code = getattr(error, "response", {}).get("Error", {}).get("Code", "")
-        if code in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
+        temporary.write_bytes(data)
+        publish(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _create_local(path: str, data: bytes) -> bool:
+    if os.path.lexists(path):
+        return False
+    try:
+        _write_local(path, data, os.link)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _create_s3(uri: str, data: bytes) -> bool:
+    try:
+        put_s3(uri, data, IfNoneMatch="*")
+    except StorageError as error:
+        if error.code == "changed_while_reading":  # 412: there is an object
             return False
-        raise _s3_error(error, uri) from None
+        raise
     return True
 
 
@@ -306,7 +296,7 @@ def _temporary_beside(target: Path) -> Path:
 
 
 def exists(uri: str) -> bool:
-    """Whether there is an object or a non-empty folder at this address."""
+    """Whether there is an object or a folder at this address."""
     fs, path = filesystem(uri)
     return bool(_retry(lambda: fs.get_file_info(path).type != pafs.FileType.NotFound, uri))
 
@@ -315,15 +305,21 @@ def delete_tree(uri: str) -> None:
     """Delete everything below a folder or prefix; nothing there is fine."""
     fs, path = filesystem(uri)
     if exists(uri):
-        with contextlib.suppress(FileNotFoundError):
-            _retry(lambda: fs.delete_dir(path), uri)
+        _delete(lambda: fs.delete_dir(path), uri)
 
 
 def delete_object(uri: str) -> None:
     """Delete one object; nothing there is fine."""
     fs, path = filesystem(uri)
-    with contextlib.suppress(FileNotFoundError):
-        fs.delete_file(path)
+    _delete(lambda: fs.delete_file(path), uri)
+
+
+def _delete(call: Callable[[], None], uri: str) -> None:
+    try:
+        _retry(call, uri)
+    except StorageError as error:
+        if error.code != "not_found":
+            raise
 
 
 def table_options(uri: str) -> dict[str, str]:
@@ -341,37 +337,62 @@ def table_options(uri: str) -> dict[str, str]:
 def table_uri(uri: str) -> str:
     """The address as `deltalake` wants it."""
     place = absolute(uri)
-    return "file://" + quote(place) if scheme_of(place) == "file" else place
+    if scheme_of(place) == "file":
+        return "file://" + quote(place)
+    scheme, rest = place.split("://", 1)
+    return f"{scheme}://{quote(rest)}"
 
 
 def _retry(call: Callable[[], T], uri: str) -> T:
     pause = _FIRST_PAUSE_SECONDS
-    for attempt in range(_ATTEMPTS):
+    for attempt in range(ATTEMPTS):
         try:
             return call()
         except StorageError as error:
             problem = error
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise StorageError(f"Expected an object at {uri}, but there is none.", code="not_found") from None
         except PermissionError:
             raise StorageError(f"The store refused access to {uri}.", code="access_denied") from None
-        except OSError:
-            problem = StorageError(f"{uri} could not be read or written.", transient=True)
-        if not problem.transient or attempt == _ATTEMPTS - 1:
+        except OSError as error:
+            problem = StorageError(f"{uri} could not be read or written.", transient=error.errno not in _PERMANENT)
+        if not problem.transient or attempt == ATTEMPTS - 1:
             raise problem from None
         time.sleep(random.uniform(0.5, 1.0) * pause)
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
     raise AssertionError("unreachable")
 
 
-def _s3_error(error: Exception, uri: str) -> StorageError:
-    answer = getattr(error, "response", {})
-    code = str(answer.get("Error", {}).get("Code", ""))
-    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    if code in ("NoSuchKey", "NoSuchBucket", "404"):
-        return StorageError(f"Expected an object at {uri}, but there is none.", code="not_found")
-    if code in ("PreconditionFailed", "412"):
-        return StorageError("The object changed since it was listed.", code="changed_while_reading")
-    if status in (401, 403):
-        return StorageError(f"The store refused access to {uri}; check credentials and policy.", code="access_denied")
-    return StorageError(f"{uri} could not be read or written.", transient=status == 0 or status >= 500 or status == 429)
+def make_folder(uri: str) -> None:
+    """Make a local folder and its parents; object stores need none."""
+    if scheme_of(uri) == "file":
+        Path(absolute(uri)).mkdir(parents=True, exist_ok=True)
+
+
+def stat_object(uri: str) -> ObjectInfo:
+    """Size and version of one object; `path` is its last name.
+
+    Raises:
+        StorageError: code `not_found` or `access_denied`, or it cannot be asked.
+    """
+    place = absolute(uri)
+    name = place.rsplit("/", 1)[-1]
+    if scheme_of(place) == "file":
+        info = _retry(lambda: os.stat(place), place)
+        return ObjectInfo(place, name, info.st_size, local_etag(info))
+    if scheme_of(place) == "s3":
+
+        def head() -> ObjectInfo:
+            bucket, key = bucket_key(place)
+            try:
+                answer = s3_client().head_object(Bucket=bucket, Key=key)
+            except Exception as error:
+                raise s3_error(error, place) from None
+            return ObjectInfo(place, name, answer["ContentLength"], answer["ETag"].strip('"'))
+
+        return _retry(head, place)
+    fs, path = filesystem(place)
+    info = _retry(lambda: fs.get_file_info(path), place)
+    if info.type == pafs.FileType.NotFound:
+        raise StorageError(f"Expected an object at {place}, but there is none.", code="not_found")
+    return ObjectInfo(place, name, info.size, f"{info.size:x}-{info.mtime_ns or 0:x}")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from medvision_ray import storage
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,3 +30,42 @@ def data_dir() -> Path:
 def corpora_dir() -> Path:
     """Real and adversarial files; see MEDVISION_CORPORA."""
     return _folder("MEDVISION_CORPORA", "../shared/corpora")
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """A loopback S3 on a free port."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    storage._filesystem.cache_clear()  # an earlier server may have had this port
+    storage._s3_client.cache_clear()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of an empty bucket of a loopback S3 that this process and its children use."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3_endpoint,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"archive-{os.urandom(4).hex()}"
+    storage.s3_client().create_bucket(Bucket=bucket)
+    return f"s3://{bucket}"
+
+
+@pytest.fixture(params=["local", "s3"])
+def store(request: pytest.FixtureRequest) -> str:
+    """An empty place to write to: a local folder, then a prefix on S3."""
+    if request.param == "local":
+        folder: Path = request.getfixturevalue("tmp_path")
+        return str(folder / "a store")
+    return f"{request.getfixturevalue('s3')}/a store"

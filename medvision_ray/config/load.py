@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,13 +19,19 @@ JobT = TypeVar("JobT", bound=Section)
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML without the timestamp type: `2026-11-24` stays text."""
+    """Safe YAML without the timestamp type (`2026-11-24` stays text); `1e-3` is a number, as in YAML 1.2."""
 
 
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+# PyYAML reads an exponent without point or sign (`1e-3`, `1.0e5`) as text: yaml/pyyaml#173.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
 
 
 def load_job(model: type[JobT], path: str | None = None, overrides: Iterable[str] = ()) -> JobT:
@@ -47,15 +54,15 @@ def load_job(model: type[JobT], path: str | None = None, overrides: Iterable[str
 def build_job(model: type[JobT], data: dict[str, Any], source: str) -> JobT:
     """Validate a plain mapping as a job's configuration; `source` names it in errors."""
     try:
-        return model.model_validate_json(json.dumps(data), strict=True)
+        return model.model_validate_json(json.dumps(data, allow_nan=False), strict=True)
     except ValidationError as error:
-        lines = [_explain(model, item) for item in error.errors()]
+        lines = _explain_all(model, error.errors())
         raise ConfigError(
             f"The configuration from {source} is refused:\n" + "\n".join(f"  - {x}" for x in lines)
         ) from None
     except (TypeError, ValueError):
         raise ConfigError(
-            f"The configuration from {source} holds a value that is no text, number, list or mapping."
+            f"The configuration from {source} holds a value that is no text, finite number, list or mapping."
         ) from None
 
 
@@ -70,10 +77,11 @@ def _show(model: type[Section], values: dict[str, Any] | None, depth: int, lines
     pad = "  " * depth
     for name, field in model.model_fields.items():
         lines.append(f"{pad}# {field.description}")
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, Section):
+        inner = _section_in(field.annotation)
+        absent = (values[name] if values is not None else field.default) is None
+        if inner is not None and not absent:
             lines.append(f"{pad}{name}:")
-            _show(inner, values.get(name) if values else None, depth + 1, lines)
+            _show(inner, values[name] if values is not None else None, depth + 1, lines)
             continue
         if values is not None:
             value = values[name]
@@ -82,8 +90,22 @@ def _show(model: type[Section], values: dict[str, Any] | None, depth: int, lines
             continue
         else:
             value = json.loads(json.dumps(_plain(field.default)))
-        text = yaml.safe_dump(value, default_flow_style=True, width=10**6).strip().removesuffix("...").strip()
-        lines.append(f"{pad}{name}: {text}")
+        lines.append(f"{pad}{name}: {_one_line(value)}")
+        if inner is not None:
+            _show_commented(inner, depth + 1, lines)
+
+
+def _show_commented(model: type[Section], depth: int, lines: list[str]) -> None:
+    """The options of a section that is off, commented out."""
+    inside: list[str] = []
+    _show(model, None, 0, inside)
+    lines.extend(f"{'  ' * depth}# {line}" for line in inside)
+
+
+def _one_line(value: Any) -> str:
+    """A value as YAML on one line: a line break in text is escaped, since a second line would lose its indent."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6).strip().removesuffix("...").strip()
+    return json.dumps(value) if "\n" in text else text
 
 
 def _plain(value: Any) -> Any:
@@ -99,13 +121,16 @@ def _read_yaml(path: str) -> dict[str, Any]:
         raise ConfigError(
             f"Expected a readable YAML file at {path}, but {error.strerror or 'it cannot be read'}."
         ) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"Expected UTF-8 text in {path}, but byte {error.start} is none.") from None
     try:
         data = yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a scalar such as `0x_` that its own type refuses
         mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ConfigError(
-            f"Expected YAML in {path}, but it cannot be parsed:{where} {getattr(error, 'problem', '')}."
+            f"Expected YAML in {path}, but it cannot be parsed{where}{f': {problem}' if problem else ''}."
         ) from None
     if data is None:
         return {}
@@ -120,7 +145,7 @@ def _apply_override(data: dict[str, Any], item: str) -> None:
         raise ConfigError(f"Expected --set KEY.PATH=VALUE, but got {item!r}.")
     try:
         value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise ConfigError(f"Expected the value of --set {key} to be YAML, but got {text!r}.") from None
     *parents, last = key.strip().split(".")
     node = data
@@ -146,24 +171,59 @@ _EXPECTED = {
 }
 
 
-def _explain(model: type[Section], error: Any) -> str:
-    location = [str(part) for part in error["loc"]]
-    key = ".".join(location) or "(the whole)"
-    kind = error["type"]
-    if kind == "extra_forbidden":
+def _explain_all(model: type[Section], errors: list[Any]) -> list[str]:
+    """One line per refused key; what the members of a union expect is joined with `or`."""
+    expected: dict[str, list[str]] = {}
+    got: dict[str, str] = {}
+    lines: list[str] = []
+    for error in errors:
+        location = _option_path(model, error["loc"], keep_last=error["type"] == "extra_forbidden")
+        key = ".".join(location) or "(the whole)"
+        line = _explain(model, key, location, error)
+        if line is not None:
+            lines.append(line)
+            continue
+        text = json.dumps(error.get("input"), default=str)
+        got.setdefault(key, text if len(text) <= 120 else text[:117] + "...")
+        expected.setdefault(key, []).append(_expected(error))
+    lines += [f"`{key}`: expected {' or '.join(wanted)}, but got {got[key]}." for key, wanted in expected.items()]
+    return lines
+
+
+def _explain(model: type[Section], key: str, location: list[str], error: Any) -> str | None:
+    """The line of an error that is not about a value's type or range; None for those."""
+    if error["type"] == "extra_forbidden":
         known = _known_names(model, location[:-1])
         near = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean `{'.'.join([*location[:-1], near[0]])}`?" if near else f"known here: {', '.join(known)}."
         return f"`{key}` is not an option; {hint}"
-    if kind == "missing":
+    if error["type"] == "missing":
         return f"`{key}` is required, but was not given."
-    got = json.dumps(error.get("input"), default=str)
-    got = got if len(got) <= 120 else got[:117] + "..."
-    if kind == "value_error":
+    if error["type"] == "value_error":
         reason = str(error["ctx"]["error"])
         return f"`{key}`: {reason}." if location else f"{reason}."
-    expected = _EXPECTED.get(kind) or error["msg"].removeprefix("Input should be ")
-    return f"`{key}`: expected {expected}, but got {got}."
+    return None
+
+
+def _expected(error: Any) -> str:
+    kind, context = error["type"], error.get("ctx", {})
+    if kind == "too_long":
+        return f"at most {context['max_length']} values"
+    return _EXPECTED.get(kind) or str(error["msg"]).removeprefix("Input should be ")
+
+
+def _option_path(model: type[Section], location: tuple[str | int, ...], *, keep_last: bool) -> list[str]:
+    """The location without the names of union members (`use_gpu.bool`) that pydantic puts into it."""
+    path: list[str] = []
+    section: type[Section] | None = model
+    for place, part in enumerate(location):
+        field = section.model_fields.get(str(part)) if section is not None else None
+        if field is not None:
+            section = _section_in(field.annotation)
+        elif isinstance(part, str) and not (keep_last and place == len(location) - 1):
+            continue
+        path.append(str(part))
+    return path
 
 
 def _known_names(model: type[Section], location: list[str]) -> list[str]:

@@ -1,0 +1,41 @@
+# `make demo` and `make test` set everything up on a fresh machine; PYTHON chooses the interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TAG := $(shell $(PYTHON) -c "import sys; print('py%d%d' % sys.version_info[:2])")
+STAMP := $(VENV)/.installed-$(TAG)
+
+.PHONY: demo test check format constraints bench-score clean
+
+demo: $(STAMP)
+	$(BIN)/medvision demo --folder demo
+
+test: $(STAMP)
+	$(BIN)/pytest
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Scoring speed beside a plain torch DataLoader loop; ARGS are the script's options.
+bench-score: $(STAMP)
+	$(BIN)/python benchmarks/score_vs_dataloader.py $(ARGS)
+
+# Write down the versions that are installed now, for this Python.
+constraints: $(STAMP)
+	( echo "# Versions that CI installs with this Python; made by \`make constraints\`."; \
+	  $(BIN)/pip freeze --exclude-editable | sed 's/ @ .*//' | sort ) > constraints/$(TAG).txt
+
+$(STAMP): pyproject.toml constraints/$(TAG).txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints/$(TAG).txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info

@@ -1,0 +1,245 @@
+"""`medvision VERB`: parse, call one function, print what happened; no logic."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from medvision_ray import __version__
+from medvision_ray.errors import MedVisionError, UsageError
+
+DONE, FAILED, USAGE, OVER_BUDGET = 0, 1, 2, 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code: 0 done, 1 failed, 2 wrong usage, 3 over the failure budget."""
+    options = _parser().parse_args(arguments)
+    _quiet()
+    try:
+        code, result = options.run(options)
+    except UsageError as error:
+        return _refuse(options, error, USAGE)
+    except MedVisionError as error:
+        return _refuse(options, error, FAILED)
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted; the same command goes on where this one stopped.\n")
+        return FAILED
+    if options.json:
+        sys.stdout.write(json.dumps(_finite(result), default=str) + "\n")
+    return int(code)
+
+
+def _refuse(options: argparse.Namespace, error: MedVisionError, code: int) -> int:
+    sys.stderr.write(f"medvision: {error}\n")
+    if options.json:
+        sys.stdout.write(json.dumps({"error": str(error), "exit_code": code}) + "\n")
+    return code
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: such numbers become null."""
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _quiet() -> None:
+    """Keep the engine's own chatter out of the job's output; warnings and errors stay."""
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    for name in ("ray", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _say(options: argparse.Namespace) -> Callable[[str], None]:
+    """Progress goes to standard error, so that standard output carries results alone."""
+    started = time.monotonic()
+
+    def say(text: str) -> None:
+        sys.stderr.write(f"[{time.monotonic() - started:6.1f} s] {text}\n")
+        sys.stderr.flush()
+
+    return say
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="medvision", description="Score and train on medical images with Ray.")
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    jobs = {
+        "inventory": (_inventory, "list an archive and count what is new"),
+        "train": (_train, "train a hybrid CNN and write its bundle"),
+        "evaluate": (_evaluate, "measure a bundle on a labelled split"),
+        "score": (_score, "score what is new in an archive and publish it"),
+        "report": (_report, "write one HTML page about a model"),
+    }
+    for name, (run, text) in jobs.items():
+        verb = verbs.add_parser(name, help=text, description=text)
+        add_job_options(verb)
+        verb.set_defaults(run=run)
+    demo = verbs.add_parser("demo", help="make a phantom archive and run every job on it")
+    demo.add_argument("--folder", default="demo", help="where to work; a folder of an earlier demo is replaced")
+    _add_json(demo)
+    demo.set_defaults(run=_demo)
+    bundle = verbs.add_parser("bundle", help="look at a bundle").add_subparsers(dest="action", required=True)
+    show = bundle.add_parser("show", help="print what a bundle is")
+    show.add_argument("uri", help="folder or URI of the bundle")
+    _add_json(show)
+    show.set_defaults(run=_bundle_show)
+    config = verbs.add_parser("config", help="look at a configuration").add_subparsers(dest="action", required=True)
+    show = config.add_parser("show", help="print the full effective configuration of a job, documented")
+    show.add_argument("job", choices=sorted(jobs))
+    add_job_options(show)
+    show.set_defaults(run=_config_show)
+    return parser
+
+
+def add_job_options(parser: argparse.ArgumentParser) -> None:
+    """The options that every job has, here and in jobs/."""
+    parser.add_argument("--config", metavar="FILE", help="YAML file of the job")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override an option; repeatable",
+    )
+    _add_json(parser)
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object last on standard output")
+
+
+def _job(options: argparse.Namespace, name: str) -> Any:
+    from medvision_ray.config import JOBS, load_job
+
+    return load_job(JOBS[name], options.config, options.overrides)
+
+
+def _inventory(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    from medvision_ray.archive.inventory import list_archive, only_new
+    from medvision_ray.bundle import load_bundle
+
+    job = _job(options, "inventory")
+    found = list_archive(job.archive)
+    listed = found.objects.num_rows
+    result: dict[str, Any] = {"archive": job.archive.uri, "objects": listed, "excluded": found.excluded}
+    result["bytes"] = sum(found.objects["size"].to_pylist())
+    if job.bundle:
+        found = only_new(found, job.output, load_bundle(job.bundle).model_id)
+        result.update(already_done=found.already_done, new=found.objects.num_rows)
+    _print(options, result)
+    return DONE, result
+
+
+def _train(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    job = _job(options, "train")
+    from medvision_ray.learning.train import train
+
+    found = train(job, _say(options))
+    result = {"bundle": found.bundle.uri, "model_id": found.bundle.model_id, **found.summary}
+    _print(options, {"bundle": found.bundle.uri, "model_id": found.bundle.model_id})
+    return DONE, result
+
+
+def _evaluate(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    job = _job(options, "evaluate")
+    from dataclasses import asdict
+
+    from medvision_ray.evaluation.evaluate import evaluate
+
+    found = evaluate(job, _say(options))
+    if not options.json:
+        for row in found.metrics:
+            if row.class_name in ("all", "macro") and row.value is not None:
+                interval = f"  [{row.ci_low:.4f}, {row.ci_high:.4f}]" if row.ci_low is not None else ""
+                sys.stdout.write(f"{row.class_name:>6} {row.metric:<20} {row.value:.4f}{interval}\n")
+    result = {
+        "key": found.key,
+        "model_id": found.model_id,
+        "images": found.images,
+        "failed": found.failed,
+        "metrics": [asdict(row) for row in found.metrics],
+    }
+    return OVER_BUDGET if found.run.over_budget else DONE, result
+
+
+def _score(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    job = _job(options, "score")
+    from dataclasses import asdict
+
+    from medvision_ray.scoring.run import score
+
+    summary = score(job, _say(options))
+    _print(options, {"run": summary.sentence()})
+    if summary.over_budget:
+        sys.stderr.write("medvision: done, but more objects failed than `budget.max_failure_fraction` allows.\n")
+    return OVER_BUDGET if summary.over_budget else DONE, asdict(summary)
+
+
+def _report(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    job = _job(options, "report")
+    from medvision_ray.reporting.collect import build_report
+
+    result = {"report": build_report(job)}
+    _print(options, result)
+    return DONE, result
+
+
+def _demo(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    from medvision_ray.demo.run import run_demo
+
+    return DONE, run_demo(options.folder, _say(options))
+
+
+def _bundle_show(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    from medvision_ray.bundle import load_bundle
+
+    bundle = load_bundle(options.uri)
+    result = {
+        "model_id": bundle.model_id,
+        "architecture": bundle.architecture.model_dump(mode="json"),
+        "preprocess": bundle.preprocess.model_dump(mode="json"),
+        "classes": list(bundle.classes),
+        "multi_label": bundle.multi_label,
+        "weights_sha256": bundle.weights_sha256,
+        "trained": bundle.trained,
+        "metrics": bundle.metrics,
+        "train_images": len(bundle.train_digest),
+    }
+    _print(options, result)
+    return DONE, result
+
+
+def _config_show(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    from medvision_ray.config import JOBS, show_job
+
+    model = JOBS[options.job]
+    given = bool(options.config or options.overrides)
+    job = _job(options, options.job) if given else None
+    if not options.json:
+        sys.stdout.write(show_job(model, job))
+    return DONE, job.model_dump(mode="json") if job else {}
+
+
+def _print(options: argparse.Namespace, facts: dict[str, Any]) -> None:
+    """Facts as lines, unless JSON is wanted."""
+    if options.json:
+        return
+    for key, value in facts.items():
+        text = json.dumps(_finite(value), indent=2, default=str) if isinstance(value, dict | list) else value
+        sys.stdout.write(f"{key}: {text}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""From the object store to batches: views of all images on every worker, and the order of each epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Integers = NDArray[np.int64]
+_View = NDArray[np.uint8]
+
+
+def derived_seed(*parts: int) -> int:
+    """A seed of 63 bits from whole numbers such as seed, epoch and rank; equal parts give equal seeds."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
+
+
+def epoch_batches(rows: Integers, *, seed: int, epoch: int, rank: int, world: int, batch_size: int) -> list[Integers]:
+    """The batches of one worker in one epoch.
+
+    All workers shuffle the same rows by seed and epoch and take every `world`-th, so together they see each row once;
+    where the rows do not divide, the first of the order (fewer than `world`) come twice. Every worker gets the same
+    number of batches of the same sizes, or DDP would wait for ever.
+
+    Args:
+        rows: rows to train on; at least one.
+        batch_size: largest batch; sizes of an epoch's batches differ by at most one.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(rows)
+    share = math.ceil(len(order) / world)
+    mine = np.resize(order, share * world)[rank::world]  # resize repeats from the start
+    return np.array_split(mine, math.ceil(share / batch_size))
+
+
+def steps_per_epoch(n_rows: int, world: int, batch_size: int) -> int:
+    """How many batches `epoch_batches` gives."""
+    return math.ceil(math.ceil(n_rows / world) / batch_size)
+
+
+def plain_batches(rows: Integers, *, rank: int = 0, world: int = 1, batch_size: int) -> list[Integers]:
+    """Rows of one worker in their order, each row on exactly one worker; workers may differ in number of batches."""
+    mine = rows[rank::world]
+    return [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """Labels of the whole table.
+
+    Attributes:
+        labels: class index, `(n,)`; -1 for none.
+        targets: 0, 1 or NaN a finding, `(n, K)`; None for single-label tables.
+    """
+
+    labels: Integers
+    targets: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Tensors of one batch; see `losses.MultiTaskLoss.forward` for shapes."""
+
+    images: Tensor
+    labels: Tensor
+    targets: Tensor | None
+    masks: Tensor
+    has_mask: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device, images in channels_last."""
+        images = self.images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+        targets = None if self.targets is None else self.targets.to(device)
+        masks, has_mask = self.masks.to(device, non_blocking=True), self.has_mask.to(device)
+        return Batch(images, self.labels.to(device), targets, masks, has_mask)
+
+
+class Examples:
+    """All decoded images of a worker's node, as views into the object store: nothing is copied until a batch is made.
+
+    Args:
+        tables: Arrow tables of `ingest.SCHEMA`; rows without pixels are left out.
+        truth: labels of the whole label table.
+        channels: of the prepared pixels.
+        size: rows and columns of the prepared pixels.
+    """
+
+    def __init__(self, tables: Iterable[pa.Table], truth: Truth, channels: int, size: tuple[int, int]) -> None:
+        self.truth = truth
+        self.size = size
+        self._pixels: dict[int, _View] = {}
+        self._masks: dict[int, _View] = {}
+        for table in tables:
+            for row, index in enumerate(table["index"].to_pylist()):
+                pixels, mask = table["pixels"][row].as_buffer(), table["mask"][row].as_buffer()
+                if pixels is not None:
+                    self._pixels[index] = np.frombuffer(pixels, np.uint8).reshape(channels, *size)
+                if mask is not None:
+                    self._masks[index] = np.frombuffer(mask, np.uint8).reshape(size)
+
+    def has_mask(self, rows: Integers) -> NDArray[np.bool_]:
+        """Which rows have a mask, `(n,)`."""
+        return np.array([int(row) in self._masks for row in rows], dtype=bool)
+
+    def batch(self, rows: Integers) -> Batch:
+        """Copy some rows into tensors; missing masks are zero."""
+        masks = np.zeros((len(rows), *self.size), dtype=np.uint8)
+        for place, row in enumerate(rows):
+            if int(row) in self._masks:
+                masks[place] = self._masks[int(row)]
+        targets = self.truth.targets
+        return Batch(
+            images=torch.from_numpy(np.stack([self._pixels[int(row)] for row in rows])),
+            labels=torch.from_numpy(self.truth.labels[rows]),
+            targets=None if targets is None else torch.from_numpy(targets[rows]),
+            masks=torch.from_numpy(masks),
+            has_mask=torch.from_numpy(self.has_mask(rows)),
+        )

@@ -1,0 +1,125 @@
+"""From the best checkpoint to a bundle: measured again from its own files before it takes its place."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from medvision_ray import storage
+from medvision_ray.bundle import Bundle, load_bundle, save_bundle
+from medvision_ray.errors import MedVisionError
+from medvision_ray.learning.feed import Examples
+from medvision_ray.learning.history import read_history
+from medvision_ray.learning.loop import TrainPlan, new_state
+from medvision_ray.learning.model import HybridCNN
+from medvision_ray.learning.validation import THRESHOLD, validate
+
+_TOLERANCE = 0.02
+_CHECKED = ("val_accuracy", "val_dice")
+_DISTRIBUTIONS = {
+    "medvision_ray": "medvision-ray",
+    "torch": "torch",
+    "ray": "ray",
+    "segmentation_models_pytorch": "segmentation-models-pytorch",
+    "timm": "timm",
+}
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best epoch: its Ray Train checkpoint and the figures reported with it."""
+
+    checkpoint: Any
+    figures: dict[str, Any]
+
+
+def publish_bundle(
+    uri: str,
+    name: str,
+    plan: TrainPlan,
+    best: Best,
+    *,
+    dataset: Any,
+    facts: dict[str, Any],
+    train_digest: Sequence[str],
+) -> Bundle:
+    """Write the best epoch as a bundle.
+
+    It is written beside its training first, read back, and scored on the val split; only if accuracy and Dice are the
+    recorded ones (within 0.02, or one image) does it go to its place.
+
+    Args:
+        uri: where bundles are looked for.
+        dataset: the materialised images.
+        facts: of the training, for the bundle's `trained`.
+        train_digest: of each training image.
+
+    Raises:
+        MedVisionError: what was written does not score as what was trained.
+    """
+    state = new_state(plan, torch.device("cpu"), with_weights=False)
+    with best.checkpoint.as_directory() as folder:
+        state.load(folder)
+    metrics = {key: value for key, value in best.figures.items() if key.startswith("val_")}
+    trained = {
+        **facts,
+        "epochs": len(read_history(storage.join(plan.folder, "metrics.jsonl"))),
+        "best_epoch": int(best.figures["epoch"]),
+        "best_score": float(best.figures["val_score"]),
+        "versions": {key: version(value) for key, value in _DISTRIBUTIONS.items()}
+        | {"python": platform.python_version()},
+    }
+
+    def save(place: str, model: HybridCNN) -> Bundle:
+        return save_bundle(
+            place,
+            name=name,
+            architecture=plan.architecture,
+            preprocess=plan.job.preprocess,
+            classes=plan.classes,
+            multi_label=bool(plan.classes) and plan.truth.targets is not None,
+            thresholds=[THRESHOLD] * len(plan.classes) if plan.truth.targets is not None else [],
+            mask_threshold=THRESHOLD,
+            trained=trained,
+            metrics=metrics,
+            train_digest=train_digest,
+            model=model,
+        )
+
+    candidate = storage.join(plan.folder, "candidate")
+    save(candidate, state.measured)
+    model = load_bundle(candidate).build_model()
+    _check_again(plan, model, dataset, best.figures)
+    bundle = save(uri, model)
+    storage.delete_tree(candidate)
+    return bundle
+
+
+def _check_again(plan: TrainPlan, model: HybridCNN, dataset: Any, recorded: dict[str, Any]) -> None:
+    preprocess = plan.job.preprocess
+    tables = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+    examples = Examples(tables, plan.truth, preprocess.channels, preprocess.size)
+    figures = validate(
+        model.to(memory_format=torch.channels_last),
+        examples,
+        plan.val,
+        plan.criterion(),
+        batch_size=plan.job.batch_size,
+        bf16=plan.bf16,
+        classes=plan.classes,
+    )
+    # Another device or batch rounds differently, and may turn one image over.
+    allowed = max(_TOLERANCE, 1.5 / len(plan.val))
+    for key in _CHECKED:
+        before, after = float(recorded[key]), figures[key]
+        if math.isnan(before) != math.isnan(after) or abs(before - after) > allowed:
+            raise MedVisionError(
+                f"Expected the written bundle to reach the {key} of its training, {before:.3f}, but it reaches "
+                f"{after:.3f}. The checkpoint may be damaged: delete the training's folder and train again."
+            )

@@ -1,0 +1,265 @@
+"""The Ray Train job: decode once, train with DDP, resume, keep the best epoch, write it as a bundle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from medvision_ray import storage
+from medvision_ray.bundle import Bundle, image_digest, load_bundle
+from medvision_ray.cluster import cluster_cpus, cluster_gpus, ray_session
+from medvision_ray.config import TrainJob
+from medvision_ray.errors import ConfigError, LabelError, MedVisionError, UsageError
+from medvision_ray.learning.feed import Truth
+from medvision_ray.learning.history import describe, following, read_history
+from medvision_ray.learning.ingest import DecodedImages, check_images, decode_images
+from medvision_ray.learning.labels import LabelTable, load_labels
+from medvision_ray.learning.loop import TrainPlan, new_state, train_worker, usable_truth
+from medvision_ray.learning.losses import balanced_class_weights
+from medvision_ray.learning.publish import Best, publish_bundle
+
+Progress = Callable[[str], None]
+_KEPT_CHECKPOINTS = 2
+_CONTROLLER_FAILURES = 20  # Ray's default is without end: a node that never comes back would hang the job
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training gives.
+
+    Attributes:
+        bundle: the best epoch, written under OUTPUT/bundles/NAME.
+        history: one entry an epoch, as in metrics.jsonl.
+        summary: `name`, `already_done`, `labels` (counts a split), `heads`, `failures` (images per error code),
+            `epochs`, `best_epoch`, `best_score` and `seconds` of each step.
+    """
+
+    bundle: Bundle
+    history: list[dict[str, Any]] = field(repr=False)
+    summary: dict[str, Any]
+
+
+def train(job: TrainJob, progress: Progress = lambda line: None) -> TrainResult:
+    """Train a hybrid CNN and write it as a bundle; the same job again resumes, or finds it done.
+
+    A training is known by its name. Its configuration (all but `ray`, `privacy` and `output`) and label table are
+    fixed by the first run under that name. TensorBoard files are written beside metrics.jsonl where `output` is local.
+
+    Args:
+        job: what to do.
+        progress: is called with lines for people: one a step and one an epoch.
+
+    Raises:
+        UsageError: the name belongs to another training; LabelError: the labels can't be used, lack a val split, or leak.
+        MedVisionError: too many images fail, the cluster is too small, or the workers fail again and again.
+    """
+    config_hash = _config_hash(job)
+    name = job.name or f"hybrid-{config_hash[:8]}"
+    bundle_uri = storage.join(job.output, "bundles", name)
+    folder = storage.join(job.output, "training", name)
+    table = load_labels(job.labels)
+    done = _finished(bundle_uri, name, config_hash)
+    if done is not None:
+        progress(f"{name} is trained already: {done.uri}")
+        return _result(job, done, folder, {"already_done": True, "labels": table.summary()})
+    _claim(folder, name, config_hash)
+    seconds: dict[str, float] = {}
+    with ray_session(job.ray, dashboard=True):
+        use_gpu = _check_cluster(job)
+        clock = time.perf_counter()
+        decoded = decode_images(table, job)
+        check_images(table, decoded, job.max_failure_fraction)
+        plan = _plan(job, folder, table, decoded)
+        new_state(plan, torch.device("cpu"), with_weights=True)  # what can't be built is said here, not by a worker
+        seconds["decode"] = time.perf_counter() - clock
+        progress(
+            f"{name}: {len(plan.train)} train and {len(plan.val)} val images decoded in {seconds['decode']:.1f} s"
+            + (f", {sum(decoded.failures.values())} failed" if decoded.failures else "")
+        )
+        clock = time.perf_counter()
+        with following(storage.join(folder, "metrics.jsonl"), lambda epoch: progress(describe(epoch, job.epochs))):
+            best = _fit(plan, name, decoded, use_gpu)
+        seconds["train"] = time.perf_counter() - clock
+        clock = time.perf_counter()
+        labels = table.summary()
+        facts = {"labels": labels, "failures": decoded.failures, "config_hash": config_hash, "seed": job.seed}
+        digests = [image_digest(table.uris[row]) for row in plan.train]
+        bundle = publish_bundle(
+            bundle_uri, name, plan, best, dataset=decoded.dataset, facts=facts, train_digest=digests
+        )
+        seconds["publish"] = time.perf_counter() - clock
+    return _result(job, bundle, folder, {"already_done": False, "labels": labels, "seconds": seconds})
+
+
+def _result(job: TrainJob, bundle: Bundle, folder: str, facts: dict[str, Any]) -> TrainResult:
+    trained = bundle.trained
+    kept = {key: trained[key] for key in ("epochs", "best_epoch", "best_score", "failures")}
+    heads = {
+        "classification": bundle.architecture.classification,
+        "segmentation": bundle.architecture.segmentation,
+    }
+    summary = {"name": bundle.name, "heads": heads, **kept, **facts}
+    return TrainResult(bundle, read_history(storage.join(folder, "metrics.jsonl")), summary)
+
+
+def _config_hash(job: TrainJob) -> str:
+    """sha256 over what decides the weights: the configuration and the label table's content."""
+    content = job.model_dump(mode="json", exclude={"ray", "privacy", "output", "name"})
+    table = hashlib.sha256(storage.read_bytes(job.labels.table)).hexdigest()
+    return hashlib.sha256(json.dumps([content, table], sort_keys=True).encode()).hexdigest()
+
+
+def _finished(uri: str, name: str, config_hash: str) -> Bundle | None:
+    if not storage.exists(storage.join(uri, "bundle.yaml")):
+        return None
+    bundle = load_bundle(uri)
+    if bundle.trained.get("config_hash") != config_hash:
+        raise _other_training(name)
+    return bundle
+
+
+def _claim(folder: str, name: str, config_hash: str) -> None:
+    """Write whose training this is, or refuse where it is another's."""
+    place = storage.join(folder, "training.json")
+    if storage.create_exclusive(place, json.dumps({"config_hash": config_hash}).encode()):
+        return
+    if json.loads(storage.read_bytes(place)).get("config_hash") != config_hash:
+        raise _other_training(name)
+
+
+def _other_training(name: str) -> UsageError:
+    return UsageError(
+        f"Expected the configuration and label table that training `{name}` began with, but they changed. A new training "
+        "needs a new name: set `name`, or leave it out to have one derived."
+    )
+
+
+def _check_cluster(job: TrainJob) -> bool:
+    """Whether to use GPUs.
+
+    Raises:
+        MedVisionError: the workers do not fit the cluster, where they would wait for ever.
+    """
+    gpus, cpus = cluster_gpus(), cluster_cpus()
+    if job.use_gpu is True and gpus < job.workers:
+        raise MedVisionError(
+            f"Expected a GPU for each of {job.workers} workers (`use_gpu: true`), but the cluster has {gpus}. Lower "
+            "`workers`, or set `use_gpu: auto` to train on CPUs."
+        )
+    needed = job.workers * job.cpus_per_worker
+    if needed > cpus:
+        raise MedVisionError(
+            f"Expected {needed:g} CPUs for {job.workers} workers of {job.cpus_per_worker:g} each, but the cluster has "
+            f"{cpus:g}. Lower `workers` or `cpus_per_worker`, or give Ray more (`ray.num_cpus`)."
+        )
+    return bool(job.use_gpu) and gpus >= job.workers
+
+
+def _plan(job: TrainJob, folder: str, table: LabelTable, decoded: DecodedImages) -> TrainPlan:
+    """Rows, heads and class weights from what could be decoded.
+
+    Raises:
+        LabelError: train or val has nothing to learn from or to measure on.
+    """
+    truth = Truth(table.labels, table.targets)
+    masked = np.array([mask is not None for mask in table.masks], dtype=bool)
+    rows = {split: np.flatnonzero((table.splits == split) & decoded.usable) for split in ("train", "val")}
+    heads = {
+        "classification": job.model.classification and len(usable_truth(truth, rows["train"])) > 0,
+        "segmentation": job.model.segmentation and bool(masked[rows["train"]].any()),
+    }
+    if not any(heads.values()):
+        raise LabelError(
+            "Expected labels or masks in the train split for a head of the model, but there are none that could be read."
+        )
+    for split, found in rows.items():  # images that no head can use would only cost time
+        seen = masked[found] if heads["segmentation"] else np.zeros(len(found), dtype=bool)
+        if heads["classification"]:
+            seen = seen | np.isin(found, usable_truth(truth, found))
+        rows[split] = found[seen]
+    if not len(rows["val"]):
+        raise LabelError(
+            "Expected a val split with labels or masks, which chooses the epoch that is kept, but it is empty. Mark some "
+            "patients `val` in the split column, or clear the column to have splits made by patient."
+        )
+    architecture = job.model.model_copy(update=heads)
+    classes = table.classes if heads["classification"] else ()
+    weights = _class_weights(job, truth, rows["train"], len(classes))
+    return TrainPlan(job, folder, architecture, classes, truth, rows["train"], rows["val"], weights)
+
+
+def _class_weights(
+    job: TrainJob, truth: Truth, train: np.ndarray[Any, np.dtype[np.int64]], n_classes: int
+) -> tuple[float, ...] | None:
+    chosen = job.loss.class_weights
+    if chosen == "none" or n_classes == 0:
+        return None
+    if chosen == "balanced":
+        found = truth.labels if truth.targets is None else truth.targets
+        return tuple(balanced_class_weights(torch.from_numpy(found[train]), n_classes).tolist())
+    if len(chosen) != n_classes:
+        raise ConfigError(
+            f"Expected one weight for each of {n_classes} classes in `loss.class_weights`, but got {len(chosen)}."
+        )
+    return tuple(float(weight) for weight in chosen)
+
+
+def _fit(plan: TrainPlan, name: str, decoded: DecodedImages, use_gpu: bool) -> Best:
+    """Run Ray Train to its end, from the last checkpoint where there is one; the best epoch and its figures."""
+    from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchTrainer
+
+    job = plan.job
+    filesystem, path = storage.filesystem(storage.join(job.output, "training"))
+    resources = {"CPU": job.cpus_per_worker, **({"GPU": 1.0} if use_gpu else {})}
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"plan": plan},
+        scaling_config=ScalingConfig(num_workers=job.workers, use_gpu=use_gpu, resources_per_worker=resources),
+        run_config=RunConfig(
+            name=name,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=job.max_restarts, controller_failure_limit=_CONTROLLER_FAILURES),
+            # Ray keeps the latest checkpoint as well as the best ones.
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=_KEPT_CHECKPOINTS,
+                checkpoint_score_attribute="val_score",
+                checkpoint_score_order="max",
+            ),
+        ),
+        datasets={"images": decoded.dataset},
+        dataset_config=DataConfig(datasets_to_split=[]),  # every worker sees every row and takes its share itself
+    )
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as error:
+        raise _explain(error, job) from error
+    if not result.best_checkpoints:
+        raise MedVisionError(f"Expected training `{name}` to leave a checkpoint, but there is none. Run it again.")
+    checkpoint, figures = max(result.best_checkpoints, key=lambda pair: float(pair[1]["val_score"]))
+    return Best(checkpoint, figures)
+
+
+def _explain(error: Exception, job: TrainJob) -> MedVisionError:
+    """Our own message where a worker raised one; else what can be done about workers that are lost."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        found: BaseException | None = failure
+        while found is not None:
+            if isinstance(found, MedVisionError):
+                return MedVisionError(str(found))
+            found = getattr(found, "cause", None) or found.__cause__
+    kinds = sorted({type(item).__name__ for item in getattr(error, "worker_failures", {}).values()})
+    return MedVisionError(
+        f"Expected the {job.workers} training workers to finish, but they failed more than {job.max_restarts} times"
+        + (f" ({', '.join(kinds)})" if kinds else "")
+        + ". The workers' logs have the reason; out of memory is the usual one: lower `batch_size` or `workers`. The same "
+        "command resumes from the last checkpoint."
+    )

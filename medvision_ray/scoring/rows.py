@@ -1,0 +1,149 @@
+"""Rows of the tables out of predictions: one per object, with nested results per frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from medvision_ray import tables
+from medvision_ray.bundle import Bundle
+from medvision_ray.scoring.masks import EMPTY, EncodedMask, encode_mask
+from medvision_ray.scoring.objects import Failure, PreparedObject
+
+SCORED, FAILED = "scored", "failed"
+_RUN_FIELDS = ("run_key", "run_date", "model_id")
+
+
+@dataclass(frozen=True)
+class FrameResult:
+    """What the model says of one frame."""
+
+    probabilities: NDArray[np.float32] | None
+    mask: EncodedMask | None
+
+
+def working_schema(classes: tuple[str, ...]) -> pa.Schema:
+    """Columns of a run's working rows: status, then those of predictions and failures."""
+    fields = {"status": pa.field("status", pa.string())}
+    for schema in (tables.predictions_schema(classes), tables.FAILURES):
+        fields.update({item.name: item for item in schema if item.name not in _RUN_FIELDS})
+    return pa.schema(list(fields.values()))
+
+
+def frame_result(
+    bundle: Bundle, ready: PreparedObject, probabilities: NDArray[np.float32] | None, mask: NDArray[np.float32] | None
+) -> FrameResult:
+    """One frame's result; the mask goes back to the source's grid.
+
+    Args:
+        probabilities: shape `(K,)`.
+        mask: lesion probability on the model's grid, shape `(H, W)`.
+    """
+    if mask is None:
+        return FrameResult(probabilities, None)
+    # Interpolation never exceeds the largest value, so a map below the threshold is an empty mask.
+    empty = bool(mask.max() < bundle.mask_threshold)
+    encoded = EMPTY if empty else encode_mask(ready.transform.mask_to_source(mask, bundle.mask_threshold))
+    return FrameResult(probabilities, encoded)
+
+
+def decide(bundle: Bundle, probabilities: NDArray[np.float32] | None) -> tuple[str | None, float | None]:
+    """Label and its probability: the likeliest class, or every finding over its threshold joined by `|`."""
+    if probabilities is None:
+        return None, None
+    if not bundle.multi_label:
+        best = int(probabilities.argmax())
+        return bundle.classes[best], float(probabilities[best])
+    thresholds = np.asarray(bundle.thresholds, probabilities.dtype)
+    present = [name for name, on in zip(bundle.classes, probabilities >= thresholds, strict=True) if on]
+    return "|".join(present), float(probabilities.max())
+
+
+def scored_row(
+    bundle: Bundle,
+    entry: dict[str, Any],
+    ready: PreparedObject,
+    frames: list[FrameResult],
+    *,
+    preprocess_id: str,
+    save_masks: bool,
+) -> dict[str, Any]:
+    """The row of an object that was scored."""
+    each = [frame.probabilities for frame in frames if frame.probabilities is not None]
+    probabilities: NDArray[np.float32] | None = None
+    if each:
+        probabilities = np.stack(each).mean(axis=0, dtype=np.float64).astype(np.float32)
+    label, probability = decide(bundle, probabilities)
+    key_frame = max(range(len(frames)), key=lambda i: frames[i].mask.pixels if frames[i].mask else 0)  # type: ignore[union-attr]
+    rows, columns = ready.transform.source_shape
+    nested = (
+        [_frame_row(bundle, ready, i, frame, save_masks) for i, frame in enumerate(frames)] if len(frames) > 1 else []
+    )
+    row = {
+        "status": SCORED,
+        "image_id": entry["image_id"],
+        "uri": entry["uri"],
+        "etag": entry["etag"],
+        "modality": ready.modality,
+        "patient_key": ready.keys.patient_key,
+        "study_key": ready.keys.study_key,
+        "series_key": ready.keys.series_key,
+        "height": rows,
+        "width": columns,
+        "frames": len(frames),
+        "spacing_mm": list(ready.spacing_mm) if ready.spacing_mm else None,
+        "predicted_label": label,
+        "predicted_probability": probability,
+        "key_frame": key_frame,
+        **_mask_columns(ready, frames[key_frame].mask, save_masks),
+        "frame_results": nested,
+        "preprocess_id": preprocess_id,
+        "scored_at": datetime.now(timezone.utc),
+    }
+    if probabilities is not None:
+        row.update(zip(tables.probability_columns(bundle.classes), probabilities.tolist(), strict=True))
+    return row
+
+
+def failed_row(entry: dict[str, Any], failure: Failure, attempts: int = 1) -> dict[str, Any]:
+    """The row of an object that failed."""
+    return {
+        "status": FAILED,
+        "image_id": entry["image_id"],
+        "uri": entry["uri"],
+        "etag": entry["etag"],
+        "stage": failure.stage,
+        "error_code": failure.error_code,
+        "error": failure.error,
+        "attempts": attempts,
+        "failed_at": datetime.now(timezone.utc),
+    }
+
+
+def to_table(rows: list[dict[str, Any]], classes: tuple[str, ...]) -> pa.Table:
+    """Rows as Arrow with the explicit schema (an all-null column would otherwise lose its type)."""
+    return pa.Table.from_pylist(rows, schema=working_schema(classes))
+
+
+def _mask_columns(ready: PreparedObject, mask: EncodedMask | None, save: bool) -> dict[str, Any]:
+    if mask is None:
+        return {"mask_fraction": None, "mask_area_mm2": None, "mask_box": None, "mask": None}
+    area = mask.pixels * ready.spacing_mm[0] * ready.spacing_mm[1] if ready.spacing_mm else None
+    box = list(mask.box) if mask.box else None
+    return {"mask_fraction": mask.fraction, "mask_area_mm2": area, "mask_box": box, "mask": mask.data if save else None}
+
+
+def _frame_row(bundle: Bundle, ready: PreparedObject, index: int, frame: FrameResult, save: bool) -> dict[str, Any]:
+    label, probability = decide(bundle, frame.probabilities)
+    return {
+        "frame": index,
+        "predicted_label": label,
+        "predicted_probability": probability,
+        "probabilities": frame.probabilities.tolist() if frame.probabilities is not None else None,
+        **_mask_columns(ready, frame.mask, save),
+    }

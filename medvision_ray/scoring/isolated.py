@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 
 from medvision_ray.config import DecodeConfig, PreprocessConfig
-from medvision_ray.imaging.errors import DecodeError, ErrorCode
+from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
 from medvision_ray.imaging.grid import GridTransform
 from medvision_ray.imaging.image import SubjectKeys
 from medvision_ray.privacy import Pseudonymiser
@@ -52,7 +52,7 @@ class IsolatedReader:
             _send(child.stdin, {"uri": uri, "etag": etag})
             answer = json.loads(_receive_line(child.stdout, deadline))
             if "code" in answer:
-                raise DecodeError(ErrorCode(answer["code"]), answer["stage"], **answer["facts"])
+                raise DecodeError(ErrorCode(answer["code"]), Stage(answer["stage"]), **answer["facts"])
             pixels = _receive(child.stdout, int(np.prod(answer["shape"])), deadline)
         except TimeoutError:
             self.close()

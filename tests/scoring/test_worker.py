@@ -1,0 +1,163 @@
+"""The scoring worker: one row an object, whatever the object is; suspects are prepared apart."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from medvision_ray import storage
+from medvision_ray.archive.inventory import list_archive
+from medvision_ray.bundle import Bundle
+from medvision_ray.config import ArchiveConfig, DecodeConfig, PreprocessConfig, ScoringConfig
+from medvision_ray.demo.archive import PhantomArchive
+from medvision_ray.imaging.errors import DecodeError, ErrorCode
+from medvision_ray.privacy import Pseudonymiser
+from medvision_ray.scoring.isolated import IsolatedReader
+from medvision_ray.scoring.objects import ObjectReader
+from medvision_ray.scoring.worker import ScoringWorker, WorkerSettings
+
+KEY = Pseudonymiser(b"k" * 32)
+
+
+def _settings(bundle: Bundle, folder: Path, **scoring: object) -> WorkerSettings:
+    config = ScoringConfig.model_validate({"precision": "float32", **scoring})
+    return WorkerSettings(bundle.uri, str(folder), config, DecodeConfig(), KEY)
+
+
+def _block(archive: PhantomArchive) -> pa.Table:
+    return list_archive(ArchiveConfig(uri=archive.night_1)).objects
+
+
+def _comparable(rows: pa.Table) -> list[dict[str, object]]:
+    return [
+        {k: v for k, v in row.items() if k not in ("scored_at", "failed_at", "attempts")} for row in rows.to_pylist()
+    ]
+
+
+@pytest.fixture(scope="module")
+def rows(bundle: Bundle, phantom: PhantomArchive, tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+    folder = tmp_path_factory.mktemp("run")
+    return ScoringWorker(_settings(bundle, folder))(_block(phantom))
+
+
+def test_every_object_has_one_row_in_order(rows: pa.Table, phantom: PhantomArchive) -> None:
+    assert rows["image_id"].to_pylist() == _block(phantom)["image_id"].to_pylist()
+
+
+def test_broken_objects_fail_with_their_codes(rows: pa.Table, phantom: PhantomArchive) -> None:
+    failed = {row["uri"].rsplit("/", 1)[-1]: row["error_code"] for row in rows.to_pylist() if row["status"] == "failed"}
+    assert failed == {
+        "empty.dcm": "empty_file",
+        "cut-off.dcm": "truncated",
+        "letter.dcm": "unsupported_format",
+        "absurd-size.dcm": "bad_dimensions",
+        "referral.pdf": "unsupported_format",
+        "no-pixels.dcm": "no_pixels",
+    }
+
+
+def test_multi_frame_objects_have_nested_results(rows: pa.Table) -> None:
+    volumes = [row for row in rows.to_pylist() if row["status"] == "scored" and row["frames"] > 1]
+    assert volumes
+    for row in volumes:
+        assert [frame["frame"] for frame in row["frame_results"]] == list(range(row["frames"]))
+        mean = np.mean([frame["probabilities"] for frame in row["frame_results"]], axis=0)
+        assert [row["p_cavity"], row["p_consolidation"], row["p_nodule"]] == pytest.approx(mean, abs=1e-6)
+
+
+def test_no_planted_identifier_is_in_any_row(rows: pa.Table, phantom: PhantomArchive) -> None:
+    text = json.dumps(rows.drop_columns(["mask"]).to_pylist(), default=str)
+    assert phantom.identifiers
+    assert [name for name in phantom.identifiers if name in text] == []
+
+
+def test_batch_size_does_not_change_rows(
+    rows: pa.Table, bundle: Bundle, phantom: PhantomArchive, tmp_path: Path
+) -> None:
+    other = ScoringWorker(_settings(bundle, tmp_path, batch_size=5))(_block(phantom))
+    for one, two in zip(_comparable(rows), _comparable(other), strict=True):
+        assert one["predicted_label"] == two["predicted_label"]
+        if one["status"] == "scored":
+            assert one["p_nodule"] == pytest.approx(two["p_nodule"], abs=1e-5)
+
+
+def test_block_that_killed_its_worker_is_prepared_apart_with_the_same_rows(
+    rows: pa.Table, bundle: Bundle, phantom: PhantomArchive, tmp_path: Path
+) -> None:
+    block = _block(phantom)
+    marker = tmp_path / "inflight" / str(block["image_id"][0].as_py())
+    storage.write_bytes(str(marker), b'{"attempts": 1}')
+    again = ScoringWorker(_settings(bundle, tmp_path))(block)
+    assert _comparable(again) == _comparable(rows)
+    assert not marker.exists()
+
+
+def test_block_that_kills_every_worker_is_given_up(bundle: Bundle, phantom: PhantomArchive, tmp_path: Path) -> None:
+    block = _block(phantom).slice(0, 3)
+    storage.write_bytes(str(tmp_path / "inflight" / str(block["image_id"][0].as_py())), b'{"attempts": 3}')
+    given_up = ScoringWorker(_settings(bundle, tmp_path))(block)
+    assert given_up["error_code"].to_pylist() == ["worker_crash"] * 3
+
+
+def test_empty_block_gives_no_rows(bundle: Bundle, phantom: PhantomArchive, tmp_path: Path) -> None:
+    assert ScoringWorker(_settings(bundle, tmp_path))(_block(phantom).slice(0, 0)).num_rows == 0
+
+
+def _isolated(**limits: object) -> IsolatedReader:
+    return IsolatedReader(ObjectReader(DecodeConfig.model_validate(limits), PreprocessConfig(size=(64, 64)), KEY))
+
+
+def _good_object(phantom: PhantomArchive) -> tuple[str, str]:
+    entry = next(e for e in _block(phantom).to_pylist() if e["size"] > 100_000)
+    return entry["uri"], entry["etag"]
+
+
+def test_isolated_object_over_its_time_is_a_timeout_and_the_next_one_works(phantom: PhantomArchive) -> None:
+    reader = _isolated(max_seconds=0.0001)
+    uri, etag = _good_object(phantom)
+    with pytest.raises(DecodeError) as caught:
+        reader.prepare(uri, etag)
+    assert caught.value.code is ErrorCode.TIMEOUT
+    reader.close()
+
+
+def test_isolated_child_that_dies_costs_one_object(phantom: PhantomArchive) -> None:
+    reader = _isolated()
+    uri, etag = _good_object(phantom)
+    assert reader.prepare(uri, etag).pixels.shape[1:] == (1, 64, 64)
+    child = reader._child
+    assert child is not None
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    with pytest.raises(DecodeError) as caught:
+        reader.prepare(uri, etag)
+    assert caught.value.code is ErrorCode.WORKER_CRASH
+    assert reader.prepare(uri, etag).pixels.dtype == np.uint8
+    reader.close()
+
+
+def test_watchdog_ends_a_process_that_hangs(tmp_path: Path) -> None:
+    code = "from medvision_ray.scoring.worker import _Watchdog\nimport time\nwith _Watchdog(0.2):\n    time.sleep(30)\n"
+    import subprocess
+    import sys
+
+    started = time.monotonic()
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=30).returncode == 1
+    assert time.monotonic() - started < 25
+
+
+def test_object_changed_after_listing_is_a_failure_row(bundle: Bundle, phantom: PhantomArchive, tmp_path: Path) -> None:
+    image = tmp_path / "archive" / "a.dcm"
+    image.parent.mkdir()
+    image.write_bytes(Path(_good_object(phantom)[0]).read_bytes())
+    block = list_archive(ArchiveConfig(uri=str(image.parent))).objects
+    image.write_bytes(image.read_bytes() + b"\0\0")
+    rows = ScoringWorker(_settings(bundle, tmp_path / "run"))(block).to_pylist()
+    assert [(row["stage"], row["error_code"]) for row in rows] == [("read", "changed_while_reading")]

@@ -31,7 +31,14 @@ def ray_session(config: RayConfig, *, dashboard: bool = False) -> Iterator[None]
     if ray.is_initialized():
         yield
         return
+    import ray.data
+
+    for name in ("ray.data", "ray.train"):  # their INFO lines would bury the job's own progress
+        logging.getLogger(name).setLevel(logging.ERROR)
     address = config.address or os.environ.get("RAY_ADDRESS")
+    if not address:
+        # Ray Data's actors raise a warning of Ray's core at start (ray#53727) that a reader takes for an error.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         if address:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from medvision_ray import storage
+from medvision_ray.bundle import Bundle, save_bundle
+from medvision_ray.config import ModelConfig, PreprocessConfig
+from medvision_ray.demo.archive import PhantomArchive, make_archive
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -69,3 +72,37 @@ def store(request: pytest.FixtureRequest) -> str:
         folder: Path = request.getfixturevalue("tmp_path")
         return str(folder / "a store")
     return f"{request.getfixturevalue('s3')}/a store"
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A small hybrid with random weights."""
+    import torch
+
+    from medvision_ray.learning.model import build_model
+
+    torch.manual_seed(0)
+    classes = ("cavity", "consolidation", "nodule")
+    config = ModelConfig(encoder="tu-mobilenetv3_small_050", decoder_channels=(16, 16, 8, 8, 8))
+    preprocess = PreprocessConfig(size=(64, 64))
+    model = build_model(config, preprocess, len(classes))
+    return save_bundle(
+        str(tmp_path_factory.mktemp("bundle") / "random"),
+        name="random",
+        architecture=config,
+        preprocess=preprocess,
+        classes=classes,
+        multi_label=False,
+        thresholds=(),
+        mask_threshold=0.5,
+        trained={},
+        metrics={},
+        train_digest=(),
+        model=model,
+    )
+
+
+@pytest.fixture(scope="session")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> PhantomArchive:
+    """Twelve phantom patients and the six broken objects."""
+    return make_archive(tmp_path_factory.mktemp("phantom"), patients=12)

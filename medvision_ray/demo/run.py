@@ -16,8 +16,8 @@ from medvision_ray.errors import UsageError
 
 _MARKER = ".medvision-demo"
 _PREPROCESS = {"size": [128, 128]}
-_MODEL = {"encoder": "tu-resnet10t", "decoder_channels": [64, 48, 32, 24, 16]}
-_TRAINING = {"epochs": 24, "batch_size": 8, "learning_rate": 2e-3, "layer_decay": 1.0, "ema_decay": 0.97}
+_MODEL = {"encoder": "resnet18", "decoder_channels": [64, 32, 24, 16, 8]}
+_TRAINING = {"epochs": 14, "batch_size": 4, "learning_rate": 1e-3, "layer_decay": 1.0}
 _TABLES = ("predictions", "failures", "metrics", "runs")
 
 

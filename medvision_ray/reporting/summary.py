@@ -36,12 +36,15 @@ NAMES = {
     "missed_masks": "Missed masks",
     "empty_mask_images": "Images with an empty true mask",
     "spurious_masks": "Spurious masks",
+    "failed_images": "Images without a prediction",
     "true_positives": "True positives",
     "false_positives": "False positives",
     "false_negatives": "False negatives",
     "true_negatives": "True negatives",
 }
-_COUNTS = frozenset(list(NAMES)[-8:])
+_MASK_COUNTS = frozenset({"mask_images", "missed_masks", "empty_mask_images", "spurious_masks"})
+_FINDING_COUNTS = frozenset({"true_positives", "false_positives", "false_negatives", "true_negatives"})
+_COUNTS = _MASK_COUNTS | _FINDING_COUNTS | {"failed_images"}
 _HEADLINES = (("all", "accuracy"), ("macro", "auroc"), ("macro", "recall"), ("macro", "f1"), ("all", "dice"))
 _MOST_TILES = 4
 _OVER_ALL = {"all": "all images", "macro": "mean over classes"}
@@ -101,7 +104,7 @@ def metric_tables(metrics: pd.DataFrame) -> list[MetricTable]:
     for _, group in listed.groupby(["dataset", "split", "subgroup"], sort=False, dropna=False):
         by_class = set(group.loc[~group["class_name"].isin(list(_OVER_ALL)), "metric"])
         apart = group["metric"].isin(by_class)
-        masks = group["metric"].isin(["dice", "iou", *_COUNTS])
+        masks = group["metric"].isin(["dice", "iou", *_MASK_COUNTS])
         parts = (
             ("over all images", group[~apart & ~masks]),
             ("by class", group[apart & ~masks]),

@@ -124,7 +124,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"Expected UTF-8 text in {path}, but byte {error.start} is none.") from None
     try:
-        data = yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+        data = _Loader(text).get_single_data()
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a scalar such as `0x_` that its own type refuses
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None)
@@ -144,7 +144,7 @@ def _apply_override(data: dict[str, Any], item: str) -> None:
     if not sign or not key.strip():
         raise ConfigError(f"Expected --set KEY.PATH=VALUE, but got {item!r}.")
     try:
-        value = yaml.load(text, Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+        value = _Loader(text).get_single_data()
     except (yaml.YAMLError, ValueError):
         raise ConfigError(f"Expected the value of --set {key} to be YAML, but got {text!r}.") from None
     *parents, last = key.strip().split(".")

@@ -71,7 +71,8 @@ def evaluate(job: EvaluateJob, say: Callable[[str], None]) -> Evaluation:
     _check(job, bundle, table)
     dataset = job.dataset or storage.absolute(job.labels.table).rsplit("/", 2)[-2]
     listed = list_uris(table.uris)
-    run = execute(_plan(job), lambda found: only_new(listed, job.output, found.model_id), say)
+    plan = RunPlan("evaluate", f"{storage.absolute(job.labels.table)}#{job.split}", job)
+    run = execute(plan, lambda found: only_new(listed, job.output, found.model_id), say)
     frame = _join(job, bundle, table, listed)
     failed = int(frame["predicted_label"].isna().sum()) if bundle.classes else int(frame["height"].isna().sum())
     say(f"Measuring {len(frame) - failed} of {len(frame)} {job.split} images of {dataset}.")
@@ -102,22 +103,6 @@ def _check(job: EvaluateJob, bundle: Bundle, table: LabelTable) -> None:
             f"Expected images that {bundle.model_id} has not seen, but {leaked} of {len(table)} in the {job.split} split "
             "were trained on. Use the label table and split settings of the training."
         )
-
-
-def _plan(job: EvaluateJob) -> RunPlan:
-    return RunPlan(
-        job="evaluate",
-        archive=f"{storage.absolute(job.labels.table)}#{job.split}",
-        output=job.output,
-        bundle_uri=job.bundle,
-        scoring=job.scoring,
-        decode=job.decode,
-        budget=job.budget,
-        privacy=job.privacy,
-        ray=job.ray,
-        run_key=None,
-        config=job.model_dump(mode="json"),
-    )
 
 
 def _join(job: EvaluateJob, bundle: Bundle, table: LabelTable, listed: Inventory) -> pd.DataFrame:

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,7 +23,7 @@ from medvision_ray import storage, tables
 from medvision_ray.archive.inventory import Inventory, freeze, list_archive, only_new, read_frozen
 from medvision_ray.bundle import Bundle, load_bundle
 from medvision_ray.cluster import ray_session
-from medvision_ray.config import DecodeConfig, FailureBudget, PrivacyConfig, RayConfig, ScoreJob, ScoringConfig
+from medvision_ray.config import EvaluateJob, FailureBudget, ScoreJob
 from medvision_ray.errors import MedVisionError
 from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
 from medvision_ray.privacy import load_pseudonymiser
@@ -41,19 +40,19 @@ _PASSES = 3
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run needs to know, whichever job asks for it."""
+    """What a run is asked to do, whichever job asks for it.
 
-    job: str
+    Attributes:
+        name: name of the job, first part of the run's key.
+        archive: names what is scored; runs of the same name, model and archive are numbered.
+        job: output, bundle, scoring, limits, budget, pseudonyms and Ray are taken from it.
+        run_key: names the run; None derives it.
+    """
+
+    name: str
     archive: str
-    output: str
-    bundle_uri: str
-    scoring: ScoringConfig
-    decode: DecodeConfig
-    budget: FailureBudget
-    privacy: PrivacyConfig
-    ray: RayConfig
-    run_key: str | None
-    config: dict[str, Any]
+    job: ScoreJob | EvaluateJob
+    run_key: str | None = None
 
 
 def score(job: ScoreJob, say: Say) -> RunSummary:
@@ -62,19 +61,7 @@ def score(job: ScoreJob, say: Say) -> RunSummary:
     Raises:
         MedVisionError: the run cannot go on; nothing of it is visible in the tables before it is whole.
     """
-    run = RunPlan(
-        job="score",
-        archive=storage.absolute(job.archive.uri),
-        output=job.output,
-        bundle_uri=job.bundle,
-        scoring=job.scoring,
-        decode=job.decode,
-        budget=job.budget,
-        privacy=job.privacy,
-        ray=job.ray,
-        run_key=job.run_key,
-        config=job.model_dump(mode="json"),
-    )
+    run = RunPlan("score", storage.absolute(job.archive.uri), job, job.run_key)
 
     def inventory(bundle: Bundle) -> Inventory:
         return only_new(list_archive(job.archive), job.output, bundle.model_id, job.archive.limit)
@@ -85,39 +72,39 @@ def score(job: ScoreJob, say: Say) -> RunSummary:
 def execute(run: RunPlan, inventory_of: Callable[[Bundle], Inventory], say: Say) -> RunSummary:
     """Run the protocol for an inventory that is made only if the run has none frozen yet."""
     seconds: dict[str, float] = {}
-    bundle = load_bundle(run.bundle_uri)
-    pseudonymiser = load_pseudonymiser(run.privacy)
+    bundle = load_bundle(run.job.bundle)
+    pseudonymiser = load_pseudonymiser(run.job.privacy)
     run_key = run.run_key or _derive_run_key(run, bundle)
-    folder = storage.join(run.output, "runs", run_key)
-    finished = published_run(run.output, run_key)
+    folder = storage.join(run.job.output, "runs", run_key)
+    finished = published_run(run.job.output, run_key)
     if finished is not None:
         storage.delete_tree(folder)
         say(f"Run {run_key} is published already; nothing to do.")
-        return replace(finished, over_budget=_over(run.budget, finished))
+        return replace(finished, over_budget=_over(run.job.budget, finished))
     started = time.monotonic()
     inventory, identity = _freeze(run, bundle, run_key, folder, inventory_of)
     seconds["list"] = time.monotonic() - started
     total = inventory.objects.num_rows
     say(f"{total} objects to score, {inventory.already_done} already done, {inventory.excluded} excluded by pattern.")
-    settings = WorkerSettings(run.bundle_uri, folder, run.scoring, run.decode, pseudonymiser)
+    settings = WorkerSettings(run.job.bundle, folder, run.job.scoring, run.job.decode, pseudonymiser)
     started = time.monotonic()
     rate = _score_missing(run, bundle.classes, inventory, settings, say)
     seconds["score"] = time.monotonic() - started
     started = time.monotonic()
-    summary = publish_rows(run.output, identity, bundle.classes, folder, inventory)
+    summary = publish_rows(run.job.output, identity, bundle.classes, folder, inventory)
     seconds["publish"] = time.monotonic() - started
     summary = replace(summary, seconds={k: round(v, 3) for k, v in seconds.items()}, images_per_second=rate)
-    publish_run(run.output, identity, summary, run.config)
+    publish_run(run.job.output, identity, summary, run.job.model_dump(mode="json"))
     storage.delete_tree(folder)
     say(summary.sentence())
-    return replace(summary, over_budget=_over(run.budget, summary))
+    return replace(summary, over_budget=_over(run.job.budget, summary))
 
 
 def _derive_run_key(run: RunPlan, bundle: Bundle) -> str:
     """`JOB-HASH-NUMBER`: the number of runs of this job, model and archive that are published already."""
-    text = f"{run.job}\0{bundle.model_id}\0{run.archive}"
-    base = f"{run.job}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
-    rows = tables.read(run.output, "runs", ["run_key"])
+    text = f"{run.name}\0{bundle.model_id}\0{run.archive}"
+    base = f"{run.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    rows = tables.read(run.job.output, "runs", ["run_key"])
     keys = rows["run_key"].to_pylist() if rows is not None else []
     return f"{base}-{sum(key.startswith(base + '-') for key in keys) + 1:05d}"
 
@@ -128,7 +115,7 @@ def _freeze(
     """The inventory and the identity of the run's first start, from an earlier attempt where there was one."""
     place, facts_place = storage.join(folder, "inventory.parquet"), storage.join(folder, "run.json")
     known = storage.exists(place)
-    inventory = read_frozen(place) if known else freeze(inventory_of(bundle), place, run.scoring.block_rows)
+    inventory = read_frozen(place) if known else freeze(inventory_of(bundle), place, run.job.scoring.block_rows)
     facts = {"started_at": datetime.now(timezone.utc).isoformat(), "model_id": bundle.model_id}
     if not storage.create_exclusive(facts_place, json.dumps(facts).encode()):
         facts = json.loads(storage.read_bytes(facts_place))
@@ -138,7 +125,7 @@ def _freeze(
             "Give the run another `run_key`, or finish it with the bundle it began with."
         )
     started_at = datetime.fromisoformat(facts["started_at"])
-    return inventory, RunIdentity(run_key, run.job, bundle.model_id, run.archive, started_at)
+    return inventory, RunIdentity(run_key, run.name, bundle.model_id, run.archive, started_at)
 
 
 def _missing(folder: str, inventory: Inventory, classes: tuple[str, ...]) -> pa.Table:
@@ -161,12 +148,14 @@ def _score_missing(
     if first == 0:
         return None
     seconds = 0.0
-    with ray_session(run.ray):
+    with ray_session(run.job.ray):
         for _ in range(_PASSES):
             attempt, number = _next_attempt(folder)
             todo = storage.join(attempt, "todo.parquet")
             placement = plan(settings, missing.num_rows)
-            blocks = max(math.ceil(missing.num_rows / run.scoring.block_rows), min(placement.actors, missing.num_rows))
+            blocks = max(
+                math.ceil(missing.num_rows / run.job.scoring.block_rows), min(placement.actors, missing.num_rows)
+            )
             sink = io.BytesIO()
             pq.write_table(missing, sink, row_group_size=math.ceil(missing.num_rows / blocks))
             storage.write_bytes(todo, sink.getvalue())

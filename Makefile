@@ -11,7 +11,7 @@ demo: $(STAMP)
 	$(BIN)/medvision demo --folder demo
 
 test: $(STAMP)
-	$(BIN)/pytest
+	$(BIN)/pytest --durations=15
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "medvision_ray"
 
 # Each line may import itself and the lines above it (DESIGN.md, section 2). The longest matching name counts.
 FLOORS = (
-    ("medvision_ray", "errors"),
+    ("medvision_ray", "errors", "native"),
     ("config",),
     ("storage", "s3", "tables", "privacy", "cluster"),
     ("imaging",),

@@ -160,8 +160,8 @@ class TrainJob(Section):
 class ScoringConfig(Section):
     """How objects are scored; shared by the score and evaluate jobs."""
 
-    batch_size: Positive = 32
-    """Frames per forward pass."""
+    batch_size: Positive = 16
+    """Frames per forward pass; small batches are faster on CPUs, larger ones on GPUs."""
     block_rows: Positive = 256
     """Objects per Ray Data block: the unit of progress that a killed run keeps."""
     read_threads: Positive = 4

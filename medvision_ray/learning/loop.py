@@ -28,6 +28,7 @@ from medvision_ray.learning.model import HybridCNN, batch_norm_eps, build_model,
 from medvision_ray.learning.optim import Ema, freeze_encoder, learning_rate_factor, parameter_groups
 from medvision_ray.learning.validation import validate
 from medvision_ray.learning.weights import load_encoder_weights
+from medvision_ray.native import reuse_freed_memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +136,7 @@ def train_worker(config: dict[str, Any]) -> None:
     """The function that Ray Train calls on every worker; `config["plan"]` is a `TrainPlan`."""
     plan: TrainPlan = config["plan"]
     torch.set_num_threads(max(1, int(plan.job.cpus_per_worker)))
+    reuse_freed_memory()
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     tables = ray.train.get_dataset_shard("images").iter_batches(batch_size=None, batch_format="pyarrow")

@@ -26,6 +26,7 @@ from medvision_ray.config import DecodeConfig, ScoringConfig
 from medvision_ray.errors import StorageError
 from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
 from medvision_ray.imaging.preprocess import preprocess_id
+from medvision_ray.native import reuse_freed_memory
 from medvision_ray.privacy import Pseudonymiser
 from medvision_ray.scoring.isolated import IsolatedReader
 from medvision_ray.scoring.objects import Failure, ObjectReader, PreparedObject
@@ -65,6 +66,7 @@ class ScoringWorker:
 
         cv2.setNumThreads(1)
         torch.set_num_threads(1)
+        reuse_freed_memory()
         self._settings = settings
         self._bundle: Bundle = load_bundle(settings.bundle_uri)
         self._predictor = Predictor(self._bundle, settings.scoring.precision)

@@ -39,6 +39,9 @@ def ray_session(config: RayConfig, *, dashboard: bool = False) -> Iterator[None]
     if not address:
         # Ray Data's actors raise a warning of Ray's core at start (ray#53727) that a reader takes for an error.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        # Ray ends a worker that idles for a second and starts another (2 CPU-seconds of imports) for the next
+        # block's write, which took a quarter of two cores.
+        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
     try:
         if address:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)

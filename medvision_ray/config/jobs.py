@@ -168,8 +168,6 @@ class ScoringConfig(Section):
     """Threads per actor that read ahead."""
     precision: Literal["bf16", "float32"] = "bf16"
     """Precision of the forward pass; bf16 on CPUs without its instructions is slower than float32."""
-    placement: Literal["auto", "fused"] = "auto"
-    """`fused`: one actor does an object's whole way. `auto` is fused, on a GPU where there is one."""
     actors: Positive | None = None
     """Scoring actors; null is one a CPU (or one a GPU)."""
     save_masks: bool = True

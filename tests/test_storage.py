@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from threading import Barrier
 
 import deltalake
@@ -23,9 +24,9 @@ ODD_NAMES = ("with space.dcm", "a+b.dcm", "100%25 sure.dcm", "Müller-日本.dcm
 
 @pytest.fixture
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Replaces waiting by a record of the waits."""
+    """Replaces this room's waiting by a record of the waits; other threads of the process sleep as ever."""
     pauses: list[float] = []
-    monkeypatch.setattr(storage.time, "sleep", pauses.append)
+    monkeypatch.setattr(storage, "time", SimpleNamespace(sleep=pauses.append))
     return pauses
 
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
@@ -65,6 +66,13 @@ def _scoring_workers() -> list[int]:
         if b"ScoringWorker" in title:
             found.append(int(place.parent.name))
     return found
+
+
+def _wait_for_marker(output: Path) -> None:
+    deadline = time.monotonic() + 120
+    while not list(output.glob("runs/*/inflight/*")):
+        assert time.monotonic() < deadline, "no actor has begun on a block"
+        time.sleep(0.01)
 
 
 def _expected(*archives: str) -> Counter[int]:
@@ -127,15 +135,19 @@ def test_failures_over_the_budget_are_told(bundle: Bundle, phantom: PhantomArchi
 def test_killed_actor_loses_and_doubles_nothing(bundle: Bundle, phantom: PhantomArchive, tmp_path: Path) -> None:
     killed: list[int] = []
 
-    def kill_an_actor(text: str) -> None:
-        if "a second" in text and not killed:
-            killed.extend(_scoring_workers()[:1])
-            for pid in killed:
-                os.kill(pid, signal.SIGKILL)
+    def kill_an_actor() -> None:
+        """As soon as a block is in the hands of an actor; many more blocks follow it."""
+        _wait_for_marker(tmp_path)
+        killed.extend(_scoring_workers()[:1])
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
 
     job = _job(phantom.night_1, bundle, str(tmp_path), scoring={"block_rows": 2, "precision": "float32"})
-    summary = score(job, kill_an_actor)
-    assert killed
+    killer = threading.Thread(target=kill_an_actor)
+    killer.start()
+    summary = _run(job)
+    killer.join()
+    assert len(killed) == 1
     assert summary.failures_by_code.get("worker_crash", 0) == 0
     assert _ids(str(tmp_path)) == _expected(phantom.night_1)
 

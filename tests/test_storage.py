@@ -7,8 +7,8 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from threading import Barrier
+from types import SimpleNamespace
 
 import deltalake
 import pyarrow as pa

@@ -16,7 +16,7 @@ import pytest
 from botocore.awsrequest import AWSRequest
 from botocore.exceptions import ClientError
 
-from medvision_ray import storage
+from medvision_ray import listing, storage
 from medvision_ray.errors import StorageError, UsageError
 
 ODD_NAMES = ("with space.dcm", "a+b.dcm", "100%25 sure.dcm", "Müller-日本.dcm", "q?x=1.dcm", "n#3.dcm")
@@ -61,18 +61,18 @@ def test_an_empty_object_is_an_object(store: str) -> None:
     uri = storage.join(store, "empty")
     storage.write_bytes(uri, b"")
     assert storage.read_bytes(uri) == b""
-    assert [(item.path, item.size) for item in storage.list_objects(store)] == [("empty", 0)]
+    assert [(item.path, item.size) for item in listing.list_objects(store)] == [("empty", 0)]
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_names_with_odd_characters_go_round(store: str, name: str) -> None:
     storage.write_bytes(storage.join(store, "odd dir", name), name.encode())
-    (listed,) = storage.list_objects(store)
+    (listed,) = listing.list_objects(store)
     assert listed.path == f"odd dir/{name}"
     assert listed.uri == storage.join(store, "odd dir", name)
     assert storage.read_bytes(listed.uri, etag=listed.etag) == name.encode()
     assert storage.exists(listed.uri)
-    assert storage.stat_object(listed.uri).etag == listed.etag
+    assert listing.stat_object(listed.uri).etag == listed.etag
     assert not storage.create_exclusive(listed.uri, b"other")
     storage.delete_object(listed.uri)
     assert not storage.exists(listed.uri)
@@ -82,28 +82,28 @@ def test_listing_gives_relative_paths_and_sizes_in_the_same_order_each_time(stor
     sizes = {"b/2": 2, "a": 1, "b/10": 10, "c/d/e": 5}
     for path, size in sizes.items():
         storage.write_bytes(storage.join(store, path), bytes(size))
-    listed = list(storage.list_objects(store))
+    listed = list(listing.list_objects(store))
     assert {item.path: item.size for item in listed} == sizes
     assert [item.path for item in listed] == ["a", "b/10", "b/2", "c/d/e"]
-    assert list(storage.list_objects(store + "/")) == listed
+    assert list(listing.list_objects(store + "/")) == listed
 
 
 def test_a_folder_does_not_hold_its_namesakes(store: str) -> None:
     storage.write_bytes(storage.join(store, "run/x"), b"1")
     storage.write_bytes(storage.join(store, "run2/y"), b"1")
-    assert [item.path for item in storage.list_objects(storage.join(store, "run"))] == ["x"]
+    assert [item.path for item in listing.list_objects(storage.join(store, "run"))] == ["x"]
 
 
 def test_the_etag_changes_with_the_content_and_only_then(store: str) -> None:
     uri = storage.join(store, "x")
     storage.write_bytes(uri, b"one")
-    (first,) = storage.list_objects(store)
-    assert next(storage.list_objects(store)).etag == first.etag
+    (first,) = listing.list_objects(store)
+    assert next(listing.list_objects(store)).etag == first.etag
     storage.write_bytes(uri, b"two")
-    (second,) = storage.list_objects(store)
+    (second,) = listing.list_objects(store)
     assert second.etag != first.etag
-    assert storage.stat_object(uri).etag == second.etag
-    assert storage.stat_object(uri).size == 3
+    assert listing.stat_object(uri).etag == second.etag
+    assert listing.stat_object(uri).size == 3
 
 
 def test_a_listing_of_several_pages_is_whole(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,25 +113,25 @@ def test_a_listing_of_several_pages_is_whole(s3: str, monkeypatch: pytest.Monkey
         storage.write_bytes(f"{s3}/p/{name}", b"")
     answer = storage.s3_client().list_objects_v2(Bucket=s3.removeprefix("s3://"))
     assert len(answer["Contents"]) == 3
-    assert [item.path for item in storage.list_objects(f"{s3}/p")] == names
+    assert [item.path for item in listing.list_objects(f"{s3}/p")] == names
 
 
 def test_folder_markers_are_no_objects(s3: str) -> None:
     client = storage.s3_client()
     client.put_object(Bucket=s3.removeprefix("s3://"), Key="p/sub/", Body=b"")
-    assert list(storage.list_objects(f"{s3}/p")) == []
+    assert list(listing.list_objects(f"{s3}/p")) == []
 
 
 def test_an_empty_bucket_lists_nothing(s3: str) -> None:
-    assert list(storage.list_objects(s3)) == []
+    assert list(listing.list_objects(s3)) == []
 
 
 def test_listing_what_is_not_there_is_refused(store: str) -> None:
-    assert code_of(lambda: list(storage.list_objects(storage.join(store, "nowhere")))) == "not_found"
+    assert code_of(lambda: list(listing.list_objects(storage.join(store, "nowhere")))) == "not_found"
 
 
 def test_listing_a_bucket_that_is_not_there_is_refused(s3: str) -> None:
-    assert code_of(lambda: list(storage.list_objects(f"{s3}-absent/x"))) == "not_found"
+    assert code_of(lambda: list(listing.list_objects(f"{s3}-absent/x"))) == "not_found"
 
 
 def test_linked_folders_are_listed_once_and_loops_end(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_linked_folders_are_listed_once_and_loops_end(tmp_path: Path) -> None:
     (archive / "one").symlink_to(outside)
     (archive / "two").symlink_to(outside)
     (outside / "back").symlink_to(archive)
-    assert [item.path for item in storage.list_objects(str(archive))] == ["one/x"]
+    assert [item.path for item in listing.list_objects(str(archive))] == ["one/x"]
 
 
 def test_links_to_nothing_or_to_themselves_are_no_objects(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_links_to_nothing_or_to_themselves_are_no_objects(tmp_path: Path) -> Non
     (tmp_path / "self").symlink_to(tmp_path / "self")
     (tmp_path / "real").write_bytes(b"1")
     (tmp_path / "file link").symlink_to(tmp_path / "real")
-    assert [item.path for item in storage.list_objects(str(tmp_path))] == ["file link", "real"]
+    assert [item.path for item in listing.list_objects(str(tmp_path))] == ["file link", "real"]
 
 
 def test_an_unreadable_folder_is_told_and_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,21 +162,21 @@ def test_an_unreadable_folder_is_told_and_not_left_out(tmp_path: Path, monkeypat
             raise PermissionError(errno.EACCES, "no", folder)
         return listdir(folder)
 
-    monkeypatch.setattr(storage.os, "listdir", refuse)
-    assert code_of(lambda: list(storage.list_objects(str(tmp_path)))) == "access_denied"
+    monkeypatch.setattr(listing.os, "listdir", refuse)
+    assert code_of(lambda: list(listing.list_objects(str(tmp_path)))) == "access_denied"
 
 
 def test_another_version_than_the_listed_one_is_refused(store: str) -> None:
     uri = storage.join(store, "x")
     storage.write_bytes(uri, b"one")
-    (listed,) = storage.list_objects(store)
+    (listed,) = listing.list_objects(store)
     storage.write_bytes(uri, b"other")
     assert code_of(lambda: storage.read_bytes(uri, etag=listed.etag)) == "changed_while_reading"
 
 
 def test_a_missing_object_is_not_found(store: str) -> None:
     assert code_of(lambda: storage.read_bytes(storage.join(store, "absent"))) == "not_found"
-    assert code_of(lambda: storage.stat_object(storage.join(store, "absent"))) == "not_found"
+    assert code_of(lambda: listing.stat_object(storage.join(store, "absent"))) == "not_found"
 
 
 def test_an_object_below_a_file_is_not_found(tmp_path: Path, no_pause: list[float]) -> None:
@@ -243,7 +243,7 @@ def test_a_deleted_tree_is_gone_and_its_neighbour_is_not(store: str) -> None:
     for path in ("run/a", "run/b/c", "run2/d"):
         storage.write_bytes(storage.join(store, path), b"1")
     storage.delete_tree(storage.join(store, "run"))
-    assert [item.path for item in storage.list_objects(store)] == ["run2/d"]
+    assert [item.path for item in listing.list_objects(store)] == ["run2/d"]
     assert not storage.exists(storage.join(store, "run"))
 
 

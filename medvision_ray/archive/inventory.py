@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from medvision_ray import storage, tables
+from medvision_ray import listing, storage, tables
 from medvision_ray.config import ArchiveConfig
 from medvision_ray.errors import MedVisionError, StorageError
 
@@ -58,9 +58,9 @@ def list_archive(config: ArchiveConfig) -> Inventory:
     """
     include = [_glob(pattern) for pattern in config.include]
     exclude = [_glob(pattern) for pattern in config.exclude]
-    found: list[storage.ObjectInfo] = []
+    found: list[listing.ObjectInfo] = []
     excluded = 0
-    for item in storage.list_objects(config.uri):
+    for item in listing.list_objects(config.uri):
         wanted = any(p.fullmatch(item.path) for p in include) and not any(p.fullmatch(item.path) for p in exclude)
         if wanted:
             found.append(item)
@@ -72,17 +72,17 @@ def list_archive(config: ArchiveConfig) -> Inventory:
 def list_uris(uris: Sequence[str]) -> Inventory:
     """An inventory of named objects; one that is not there keeps a row, and will fail as `not_found`."""
 
-    def stat(uri: str) -> storage.ObjectInfo:
+    def stat(uri: str) -> listing.ObjectInfo:
         try:
-            return storage.stat_object(uri)
+            return listing.stat_object(uri)
         except StorageError:
-            return storage.ObjectInfo(storage.absolute(uri), "", 0, "")
+            return listing.ObjectInfo(storage.absolute(uri), "", 0, "")
 
     with ThreadPoolExecutor(_STAT_THREADS) as pool:
         return Inventory(_table(list(pool.map(stat, uris))))
 
 
-def _table(found: Iterable[storage.ObjectInfo]) -> pa.Table:
+def _table(found: Iterable[listing.ObjectInfo]) -> pa.Table:
     items = list(found)
     ids = np.fromiter((image_id(item.uri, item.etag) for item in items), np.int64, len(items))
     if len(np.unique(ids)) != len(ids):

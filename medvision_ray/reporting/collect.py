@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from medvision_ray import storage, tables
+from medvision_ray import listing, storage, tables
 from medvision_ray.bundle import Bundle, load_bundle
 from medvision_ray.config import DecodeConfig, ReportJob
 from medvision_ray.imaging.decode import decode
@@ -101,7 +101,7 @@ def _details(job: ReportJob, bundle: Bundle) -> pd.DataFrame | None:
     folder = storage.join(job.output, "evaluations", bundle.model_id)
     if not storage.exists(folder):
         return None
-    found = sorted(item.uri for item in storage.list_objects(folder) if item.path.endswith(".parquet"))
+    found = sorted(item.uri for item in listing.list_objects(folder) if item.path.endswith(".parquet"))
     if not found:
         return None
     place = next((uri for uri in found if uri.endswith("-test.parquet")), found[0])

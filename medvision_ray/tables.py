@@ -90,6 +90,16 @@ RUNS = pa.schema(
         pa.field("images_per_second", pa.float64()),
         pa.field("started_at", TIMESTAMP),
         pa.field("finished_at", TIMESTAMP),
+        # Added later; rows of earlier versions read as null here.
+        pa.field("state", pa.string()),
+        pa.field("retried", pa.int64()),
+        pa.field("not_scored", pa.int64()),
+        *[
+            pa.field(f"{stage}_seconds", pa.float64())
+            for stage in ("list", "read", "decode", "preprocess", "predict", "write")
+        ],
+        pa.field("bytes_read", pa.int64()),
+        pa.field("peak_memory_bytes", pa.int64()),
     ]
 )
 _PARTITIONS = {"predictions": ["model_id", "run_date"], "failures": [], "metrics": [], "runs": []}

@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 TAG := $(shell $(PYTHON) -c "import sys; print('py%d%d' % sys.version_info[:2])")
 STAMP := $(VENV)/.installed-$(TAG)
 
-.PHONY: demo test check format constraints bench-score clean
+.PHONY: demo test test-faults check format constraints bench-score clean
 
 demo: $(STAMP)
 	$(BIN)/medvision demo --folder demo
 
 test: $(STAMP)
 	$(BIN)/pytest --durations=15
+
+# Whole runs while processes are killed and the object store misbehaves; under 20 minutes on 2 cores.
+test-faults: $(STAMP)
+	$(BIN)/pytest tests/faults --durations=15
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -20,12 +20,22 @@ class ConfigError(UsageError):
 
 
 class StorageError(MedVisionError):
-    """An object could not be listed, read or written; `transient` says whether a retry may help."""
+    """An object could not be listed, read or written.
 
-    def __init__(self, message: str, *, transient: bool = False, code: str = "read_error") -> None:
+    Attributes:
+        transient: whether a later try may help.
+        code: `read_error`, `not_found`, `access_denied`, `too_large`, `changed_while_reading`, or `credentials`:
+            the store accepts none of this process's requests until its credentials are renewed.
+        retry_after: seconds that the store asked to be left alone.
+    """
+
+    def __init__(
+        self, message: str, *, transient: bool = False, code: str = "read_error", retry_after: float = 0.0
+    ) -> None:
         super().__init__(message)
         self.transient = transient
         self.code = code
+        self.retry_after = retry_after
 
 
 class LabelError(UsageError):

@@ -1,40 +1,36 @@
 """URIs to bytes: the same calls for a local folder, file://, s3:// and gs://.
 
-pyarrow's filesystems do the reading and writing. boto3 is used where S3 offers more than a
-filesystem does: listing with etags, reading one version by etag, and the conditional put.
+S3 is spoken to with boto3, for its etags, its conditional put and its exact errors, and gs:// through pyarrow.
+`filesystem` and `table_options` are for those who need S3 as pyarrow and deltalake know it.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import random
 import stat
-import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 import pyarrow.fs as pafs
 
 from medvision_ray.errors import StorageError, UsageError
+from medvision_ray.retry import ATTEMPTS, retrying
 from medvision_ray.s3 import (
-    ATTEMPTS,
     _s3_client,  # noqa: F401 - a test that moves the endpoint clears its cache here
+    delete_below_s3,
+    delete_s3,
+    exists_s3,
     put_s3,
     read_s3,
     s3_client,  # noqa: F401 - tests make their buckets with it
 )
 
-T = TypeVar("T")
-
-_FIRST_PAUSE_SECONDS = 0.2
-_LONGEST_PAUSE_SECONDS = 5.0
+_CONNECT_SECONDS, _SILENCE_SECONDS = 5, 20
 _SCHEMES = ("file", "s3", "gs")
-# Waiting does not help against these; every other OSError may pass (a network mount that stalls).
-_PERMANENT = frozenset({errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC, errno.EROFS, errno.EINVAL})
 
 
 def scheme_of(uri: str) -> str:
@@ -62,7 +58,7 @@ def absolute(uri: str) -> str:
     host, slash, path = uri.split("://", 1)[1].partition("/")
     if host not in ("", "localhost"):
         raise UsageError(f"Expected file:///PATH with an absolute path, but got file://{host}{slash}...")
-    return os.path.abspath(unquote("/" + path))
+    return os.path.abspath(unquote("/" + path, errors="surrogateescape"))  # as os spells names that are no UTF-8
 
 
 def join(uri: str, *parts: str) -> str:
@@ -91,7 +87,11 @@ def _filesystem(scheme: str, endpoint: str) -> pafs.FileSystem:
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if region:
         options["region"] = region
-    return pafs.S3FileSystem(**options)
+    # What Ray sends to a worker loses the strategy (pyarrow 26 does not pickle it): 3 attempts, and Ray's own 10 around.
+    attempts = pafs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS)
+    return pafs.S3FileSystem(
+        **options, retry_strategy=attempts, connect_timeout=_CONNECT_SECONDS, request_timeout=_SILENCE_SECONDS
+    )
 
 
 def local_etag(info: os.stat_result) -> str:
@@ -107,14 +107,14 @@ def read_bytes(uri: str, *, max_bytes: int | None = None, etag: str | None = Non
         etag: refuse another version than the listed one.
 
     Raises:
-        StorageError: code `not_found`, `access_denied`, `too_large`, `changed_while_reading` or
-            `read_error`.
+        StorageError: code `not_found`, `access_denied`, `too_large`, `changed_while_reading`, `credentials`
+            or `read_error`.
     """
     place = absolute(uri)
     if scheme_of(place) == "file":
-        return _retry(lambda: _read_local(place, max_bytes, etag), place)
+        return retrying(lambda: _read_local(place, max_bytes, etag), place)
     if scheme_of(place) == "s3":
-        return _retry(lambda: read_s3(place, max_bytes, etag), place)
+        return retrying(lambda: read_s3(place, max_bytes, etag), place)
     fs, path = filesystem(place)
 
     def read() -> bytes:
@@ -124,7 +124,7 @@ def read_bytes(uri: str, *, max_bytes: int | None = None, etag: str | None = Non
             data: bytes = stream.read()
             return data
 
-    return _retry(read, place)
+    return retrying(read, place)
 
 
 def _read_local(path: str, max_bytes: int | None, etag: str | None) -> bytes:
@@ -145,9 +145,9 @@ def write_bytes(uri: str, data: bytes) -> None:
     place = absolute(uri)
     scheme = scheme_of(place)
     if scheme == "file":
-        _retry(lambda: _write_local(place, data, os.replace), place)
+        retrying(lambda: _write_local(place, data, os.replace), place)
     elif scheme == "s3":
-        _retry(lambda: put_s3(place, data), place)
+        retrying(lambda: put_s3(place, data), place)
     else:
         fs, path = filesystem(place)
 
@@ -155,17 +155,21 @@ def write_bytes(uri: str, data: bytes) -> None:
             with fs.open_output_stream(path) as stream:
                 stream.write(data)
 
-        _retry(write, place)
+        retrying(write, place)
 
 
 def create_exclusive(uri: str, data: bytes) -> bool:
-    """Write an object only if there is none (conditional put); False when somebody was first."""
+    """Write an object only if there is none (conditional put); False when somebody was first.
+
+    Where the answer to a put was lost, the object that is there then is ours if it holds `data`: two
+    writers that must know which of them was first give different data.
+    """
     place = absolute(uri)
     scheme = scheme_of(place)
     if scheme == "file":
-        return _retry(lambda: _create_local(place, data), place)
+        return retrying(lambda: _create_local(place, data), place)
     if scheme == "s3":
-        return _retry(lambda: _create_s3(place, data), place)
+        return _create_s3(place, data)
     raise UsageError("Expected `output` on a local path or s3://, but gs:// has no conditional put here yet.")
 
 
@@ -191,13 +195,20 @@ def _create_local(path: str, data: bytes) -> bool:
 
 
 def _create_s3(uri: str, data: bytes) -> bool:
-    try:
-        put_s3(uri, data, IfNoneMatch="*")
-    except StorageError as error:
-        if error.code == "changed_while_reading":  # 412: there is an object
-            return False
-        raise
-    return True
+    unanswered = False
+
+    def put() -> bool:
+        nonlocal unanswered
+        try:
+            put_s3(uri, data, IfNoneMatch="*")
+        except StorageError as error:
+            if error.code == "changed_while_reading":  # 412: there is an object
+                return False
+            unanswered = unanswered or error.transient
+            raise
+        return True
+
+    return retrying(put, uri) or (unanswered and read_bytes(uri) == data)
 
 
 def _temporary_beside(target: Path) -> Path:
@@ -206,26 +217,31 @@ def _temporary_beside(target: Path) -> Path:
 
 def exists(uri: str) -> bool:
     """Whether there is an object or a folder at this address."""
+    if scheme_of(uri) == "s3":
+        return exists_s3(absolute(uri))
     fs, path = filesystem(uri)
-    return bool(_retry(lambda: fs.get_file_info(path).type != pafs.FileType.NotFound, uri))
+    return bool(retrying(lambda: fs.get_file_info(path).type != pafs.FileType.NotFound, uri))
 
 
 def delete_tree(uri: str) -> None:
     """Delete everything below a folder or prefix; nothing there is fine."""
     fs, path = filesystem(uri)
-    if exists(uri):
-        _delete(lambda: fs.delete_dir(path), uri)
+    if scheme_of(uri) == "s3":
+        _delete(lambda: delete_below_s3(absolute(uri)))
+    elif exists(uri):
+        _delete(lambda: retrying(lambda: fs.delete_dir(path), uri))
 
 
 def delete_object(uri: str) -> None:
     """Delete one object; nothing there is fine."""
     fs, path = filesystem(uri)
-    _delete(lambda: fs.delete_file(path), uri)
+    delete = (lambda: delete_s3(absolute(uri))) if scheme_of(uri) == "s3" else (lambda: fs.delete_file(path))
+    _delete(lambda: retrying(delete, uri))
 
 
-def _delete(call: Callable[[], None], uri: str) -> None:
+def _delete(call: Callable[[], None]) -> None:
     try:
-        _retry(call, uri)
+        call()
     except StorageError as error:
         if error.code != "not_found":
             raise
@@ -250,26 +266,6 @@ def table_uri(uri: str) -> str:
         return "file://" + quote(place)
     scheme, rest = place.split("://", 1)
     return f"{scheme}://{quote(rest)}"
-
-
-def _retry(call: Callable[[], T], uri: str) -> T:
-    pause = _FIRST_PAUSE_SECONDS
-    for attempt in range(ATTEMPTS):
-        try:
-            return call()
-        except StorageError as error:
-            problem = error
-        except (FileNotFoundError, NotADirectoryError):
-            raise StorageError(f"Expected an object at {uri}, but there is none.", code="not_found") from None
-        except PermissionError:
-            raise StorageError(f"The store refused access to {uri}.", code="access_denied") from None
-        except OSError as error:
-            problem = StorageError(f"{uri} could not be read or written.", transient=error.errno not in _PERMANENT)
-        if not problem.transient or attempt == ATTEMPTS - 1:
-            raise problem from None
-        time.sleep(random.uniform(0.5, 1.0) * pause)
-        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-    raise AssertionError("unreachable")
 
 
 def make_folder(uri: str) -> None:

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "medvision_ray"
 FLOORS = (
     ("medvision_ray", "errors", "native"),
     ("config",),
-    ("storage", "listing", "s3", "tables", "privacy", "cluster"),
+    ("storage", "listing", "s3", "s3_listing", "retry", "tables", "privacy", "cluster"),
     ("imaging",),
     ("archive", "learning", "bundle", "model_card"),
     (
@@ -37,7 +37,19 @@ FLOORS = (
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
 # No module of these, and nothing that they import, loads torch or ray when it is imported.
-LIGHT = ("errors", "config", "storage", "listing", "s3", "privacy", "imaging", "reporting", "model_card")
+LIGHT = (
+    "errors",
+    "config",
+    "storage",
+    "listing",
+    "s3",
+    "s3_listing",
+    "retry",
+    "privacy",
+    "imaging",
+    "reporting",
+    "model_card",
+)
 LIGHT_MODULES = tuple(
     f"evaluation.{name}" for name in ("classification", "segmentation", "intervals", "samples", "measure")
 )

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import re
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from datetime import datetime, timezone
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from medvision_ray import listing, storage, tables
+from medvision_ray.archive.list_file import list_file_batches, stat_or_absent, with_versions
+from medvision_ray.archive.s3_inventory import inventory_batches
+from medvision_ray.archive.selection import Selection, outermost
 from medvision_ray.config import ArchiveConfig
-from medvision_ray.errors import MedVisionError, StorageError
+from medvision_ray.errors import MedVisionError, UsageError
+
+Ids = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 SCHEMA = pa.schema(
     [
@@ -26,7 +33,6 @@ SCHEMA = pa.schema(
         pa.field("size", pa.int64()),
     ]
 )
-_STAT_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -34,107 +40,196 @@ class Inventory:
     """A listing.
 
     Attributes:
-        objects: rows of `SCHEMA`, in listing order, image_id distinct.
-        excluded: objects that the include and exclude patterns took out.
+        objects: rows of `SCHEMA`, image_id distinct; of an archive in path order.
+        excluded: objects that the include and exclude patterns took out, and those that another source than
+            listing names outside the archive.
         already_done: objects left out because the model has committed them.
+        retried: of the objects, those that failed before and are to be tried again.
+        older: objects left out because they were last modified before `since`.
+        duplicates: rows left out because a list named their object before.
     """
 
     objects: pa.Table
     excluded: int = 0
     already_done: int = 0
+    retried: int = 0
+    older: int = 0
+    duplicates: int = 0
 
 
 def image_id(uri: str, etag: str) -> int:
     """First 63 bits of sha256 of address and version: another content is another image."""
-    digest = hashlib.sha256(f"{uri}\0{etag}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+    return int(_image_ids(pa.array([uri]), pa.array([etag]))[0])
+
+
+def _image_ids(uris: pa.Array, etags: pa.Array) -> Ids:
+    sha256 = hashlib.sha256
+    keys = pc.binary_join_element_wise(uris.cast(pa.binary()), etags.cast(pa.binary()), b"\0").to_pylist()
+    first = b"".join([sha256(key).digest()[:8] for key in keys])
+    return (np.frombuffer(first, ">u8") >> 1).astype(np.int64)
 
 
 def list_archive(config: ArchiveConfig) -> Inventory:
-    """List an archive.
+    """List an archive, from the source that its configuration names.
 
     Raises:
-        StorageError: the archive does not exist or cannot be listed.
+        UsageError: a source is not of its form or does not fit the archive.
+        StorageError: the archive or a source does not exist or cannot be listed whole.
     """
-    include = [_glob(pattern) for pattern in config.include]
-    exclude = [_glob(pattern) for pattern in config.exclude]
-    found: list[listing.ObjectInfo] = []
-    excluded = 0
-    for item in listing.list_objects(config.uri):
-        wanted = any(p.fullmatch(item.path) for p in include) and not any(p.fullmatch(item.path) for p in exclude)
-        if wanted:
-            found.append(item)
-        else:
-            excluded += 1
-    return Inventory(_table(found), excluded)
+    chosen = Selection(config, datetime.now(timezone.utc))
+    parts = []
+    with ThreadPoolExecutor(config.listing_threads) as pool:
+        for batch in _source(config):
+            kept = chosen.by_age(with_versions(chosen.by_path(batch), pool))
+            if kept.num_rows:
+                parts.append(_identified(kept))
+    if chosen.listed and chosen.listed == chosen.outside:
+        raise UsageError(
+            f"Expected objects below {config.uri} in {config.s3_inventory or config.list_file}, "
+            f"but none of its {chosen.listed} lies there; `archive.uri` must be a folder or prefix above them."
+        )
+    objects = _in_path_order(pa.Table.from_batches(parts, SCHEMA))
+    distinct = _first_of_each_uri(objects)
+    _assert_distinct(distinct)
+    return Inventory(
+        distinct, excluded=chosen.excluded, older=chosen.older, duplicates=objects.num_rows - distinct.num_rows
+    )
 
 
-def list_uris(uris: Sequence[str]) -> Inventory:
-    """An inventory of named objects; one that is not there keeps a row, and will fail as `not_found`."""
-
-    def stat(uri: str) -> listing.ObjectInfo:
-        try:
-            return listing.stat_object(uri)
-        except StorageError:
-            return listing.ObjectInfo(storage.absolute(uri), "", 0, "")
-
-    with ThreadPoolExecutor(_STAT_THREADS) as pool:
-        return Inventory(_table(list(pool.map(stat, uris))))
+def _source(config: ArchiveConfig) -> Iterator[pa.RecordBatch]:
+    if config.s3_inventory:
+        return inventory_batches(config.s3_inventory, storage.absolute(config.uri), config.since is not None)
+    if config.list_file:
+        return list_file_batches(config.list_file, config.uri)
+    return listing.list_batches(config.uri, outermost(config.prefix), config.listing_threads)
 
 
-def _table(found: Iterable[listing.ObjectInfo]) -> pa.Table:
-    items = list(found)
-    ids = np.fromiter((image_id(item.uri, item.etag) for item in items), np.int64, len(items))
+def _identified(batch: pa.RecordBatch) -> pa.RecordBatch:
+    ids = pa.array(_image_ids(batch["uri"], batch["etag"]))
+    return pa.RecordBatch.from_arrays([ids, batch["uri"], batch["etag"], batch["size"]], schema=SCHEMA)
+
+
+def _in_path_order(objects: pa.Table) -> pa.Table:
+    """Sorted by address, which below one root is path order; equal ones stay as they came."""
+    ascends = all(_ascends(chunk) for chunk in objects["uri"].chunks)
+    ends = [(chunk[0].as_py(), chunk[-1].as_py()) for chunk in objects["uri"].chunks if len(chunk)]
+    if ascends and all(one[1] <= two[0] for one, two in pairwise(ends)):
+        return objects
+    objects = objects.combine_chunks()  # pyarrow sorts one chunk several times as fast as many
+    return objects.take(pc.sort_indices(objects["uri"]))
+
+
+def _ascends(uris: pa.Array) -> bool:
+    return len(uris) < 2 or bool(pc.all(pc.less_equal(uris[:-1], uris[1:])).as_py())
+
+
+def _first_of_each_uri(objects: pa.Table) -> pa.Table:
+    if objects.num_rows < 2:
+        return objects
+    uris = objects["uri"]
+    new = pc.not_equal(uris.slice(1), uris.slice(0, len(uris) - 1))
+    if pc.all(new).as_py():
+        return objects
+    return objects.filter(pa.chunked_array([pa.array([True]), *new.chunks]))
+
+
+def _assert_distinct(objects: pa.Table) -> None:
+    ids = objects["image_id"].to_numpy()
     if len(np.unique(ids)) != len(ids):
         raise MedVisionError(
             "Expected every listed object to have its own image_id, but two are equal: an object is listed twice."
         )
-    return pa.table(
-        [pa.array(ids), [i.uri for i in items], [i.etag for i in items], [i.size for i in items]],
-        schema=SCHEMA,
-    )
 
 
-def committed_ids(output: str, model_id: str) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Sorted image_id of everything that a model has committed, predictions and failures."""
-    parts = []
-    for name in ("predictions", "failures"):
-        rows = tables.read(output, name, ["image_id"], pads.field("model_id") == model_id)
-        if rows is not None:
-            parts.append(rows["image_id"].to_numpy())
-    return np.unique(np.concatenate(parts)) if parts else np.empty(0, np.int64)
+def list_uris(uris: Sequence[str]) -> Inventory:
+    """An inventory of named objects in their order; one that is not there keeps a row, and will fail as `not_found`.
+
+    Raises:
+        StorageError: the store cannot be asked.
+        MedVisionError: an object is named twice.
+    """
+    with ThreadPoolExecutor(listing.THREADS) as pool:
+        found = list(pool.map(stat_or_absent, (storage.absolute(uri) for uri in uris)))
+    named, etags = listing.spelled([info.uri for info in found]), pa.array([info.etag for info in found], pa.string())
+    sizes = pa.array([info.size for info in found], pa.int64())
+    objects = pa.table([pa.array(_image_ids(named, etags)), named, etags, sizes], schema=SCHEMA)
+    _assert_distinct(objects)
+    return Inventory(objects)
 
 
-def only_new(inventory: Inventory, output: str, model_id: str, limit: int | None = None) -> Inventory:
-    """Leave out what a model has committed, then keep the first `limit`."""
-    done = committed_ids(output, model_id)
-    known = np.isin(inventory.objects["image_id"].to_numpy(), done, assume_unique=True)
-    objects = inventory.objects.filter(pa.array(~known))
+def only_new(
+    inventory: Inventory,
+    output: str,
+    model_id: str,
+    limit: int | None = None,
+    retry_failed: bool | tuple[str, ...] = False,
+) -> Inventory:
+    """Leave out what a model has committed, then keep the first `limit`.
+
+    Args:
+        retry_failed: failures do not count as committed: all, or those of these error codes.
+    """
+    again = failed_ids(output, model_id, retry_failed)
+    done = committed_ids(output, model_id, again)
+    ids = inventory.objects["image_id"].to_numpy()
+    known = _is_in(ids, done)
+    objects = inventory.objects.filter(pa.array(~known)) if known.any() else inventory.objects
     if limit is not None:
         objects = objects.slice(0, limit)
-    return Inventory(objects, inventory.excluded, int(known.sum()))
+    retried = int(_is_in(objects["image_id"].to_numpy(), again).sum())
+    return replace(inventory, objects=objects, already_done=int(known.sum()), retried=retried)
+
+
+def committed_ids(output: str, model_id: str, again: Ids | None = None) -> Ids:
+    """Sorted image_id of what a model has committed: predictions, and failures but those `again` (sorted)."""
+    condition = pads.field("model_id") == model_id
+    predictions = tables.read(output, "predictions", ["image_id"], condition)
+    parts = [] if predictions is None else [predictions["image_id"].to_numpy()]
+    failed = failed_ids(output, model_id)
+    parts.append(failed if again is None else failed[~_is_in(failed, again)])
+    return np.unique(np.concatenate(parts))
+
+
+def failed_ids(output: str, model_id: str, codes: bool | tuple[str, ...] = True) -> Ids:
+    """Sorted image_id of a model's failures: all, or those of these error codes, or none."""
+    condition = pads.field("model_id") == model_id
+    if isinstance(codes, tuple):
+        condition &= pads.field("error_code").isin(codes)
+    rows = tables.read(output, "failures", ["image_id"], condition) if codes else None
+    return np.unique(rows["image_id"].to_numpy()) if rows is not None else np.empty(0, np.int64)
+
+
+def _is_in(ids: Ids, known: Ids) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Which ids are among the sorted `known`."""
+    if len(known) == 0:
+        return np.zeros(len(ids), bool)
+    found: np.ndarray[tuple[int], np.dtype[np.bool_]] = (
+        known[np.minimum(np.searchsorted(known, ids), len(known) - 1)] == ids
+    )
+    return found
+
+
+_COUNTS = tuple(field.name for field in fields(Inventory) if field.name != "objects")
 
 
 def freeze(inventory: Inventory, uri: str, rows_per_group: int) -> Inventory:
-    """Write an inventory once; where somebody was first, theirs is returned."""
-    meta = {"excluded": str(inventory.excluded), "already_done": str(inventory.already_done)}
-    sink = io.BytesIO()
-    table = inventory.objects.replace_schema_metadata(meta)
-    pq.write_table(table, sink, row_group_size=rows_per_group)
-    if storage.create_exclusive(uri, sink.getvalue()):
-        return inventory
-    return read_frozen(uri)
+    """Write an inventory once; where somebody was first, theirs is returned.
+
+    Args:
+        rows_per_group: written at a time, which bounds the memory that writing takes.
+    """
+    counts = {name: str(getattr(inventory, name)) for name in _COUNTS}
+    with tempfile.TemporaryFile() as file:
+        table = inventory.objects.replace_schema_metadata(counts)
+        pq.write_table(table, file, row_group_size=rows_per_group)
+        file.seek(0)
+        first = storage.create_exclusive(uri, file.read())
+    return inventory if first else read_frozen(uri)
 
 
 def read_frozen(uri: str) -> Inventory:
-    """Read a frozen inventory back."""
-    table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
+    """Read a frozen inventory back; a count that an older version did not write is 0."""
+    table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
     meta = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-    return Inventory(table.select(SCHEMA.names).cast(SCHEMA), int(meta["excluded"]), int(meta["already_done"]))
-
-
-def _glob(pattern: str) -> re.Pattern[str]:
-    """`**/` spans folders (also none), `**` anything, `*` and `?` stay inside a name."""
-    parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    tokens = re.split(r"(\*\*/|\*\*|\*|\?)", pattern)
-    return re.compile("".join(parts.get(token, re.escape(token)) for token in tokens))
+    counts = {name: int(meta.get(name, 0)) for name in _COUNTS}
+    return Inventory(table.select(SCHEMA.names).cast(SCHEMA), **counts)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from datetime import datetime, timezone
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from medvision_ray.config.since import parse_since
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
@@ -21,13 +24,42 @@ class ArchiveConfig(Section):
     """Which objects there are."""
 
     uri: str
-    """Folder or prefix that holds the images: a local path, file:// or s3:// URI."""
+    """Folder or prefix that holds the images: a local path, file:// or s3:// URI. What other sources name outside it is excluded."""
+    s3_inventory: str | None = None
+    """Path or URI of the `manifest.json` of an S3 Inventory (CSV or Parquet) that is read instead of listing `uri`."""
+    list_file: str | None = None
+    """Path or URI of a list that is read instead of listing: an address or a path under `uri` a line, or CSV or Parquet (docs/runs.md)."""
+    prefix: tuple[str, ...] = ()
+    """Take only what lies below one of these paths under `uri`; listing starts there."""
     include: tuple[str, ...] = ("**",)
     """Glob patterns over the path relative to `uri` (`**` spans folders); an object must match one."""
     exclude: tuple[str, ...] = ("**/.*",)
     """Glob patterns that take objects out again; how many is in the run's summary."""
+    since: str | None = None
+    """Leave out what was modified before: `2026-11-24`, `2026-11-24T03:00:00+01:00` (UTC without a zone) or an age: `36h`, `7d`, `2w`."""
     limit: Positive | None = None
     """Take only the first N new objects in path order; for trials."""
+    listing_threads: Annotated[int, Field(gt=0, le=32)] = 16
+    """Threads that list folders and prefixes, or ask for listed objects, at once."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ArchiveConfig:
+        if self.s3_inventory and self.list_file:
+            raise ValueError("`s3_inventory` and `list_file` are two sources of one listing; give one of them")
+        if self.s3_inventory and not self.uri.startswith("s3://"):
+            raise ValueError(
+                f"`s3_inventory` lists a bucket, so `uri` must be s3://BUCKET or below, but it is {self.uri!r}"
+            )
+        for path in self.prefix:
+            parts = path.rstrip("/").split("/")
+            if "://" in path or not all(parts) or {".", ".."} & set(parts):
+                raise ValueError(f"`prefix` must hold paths relative to `uri`, such as 2026/11, but one is {path!r}")
+        if self.since is not None:
+            try:
+                parse_since(self.since, datetime.now(timezone.utc))
+            except ValueError as error:
+                raise ValueError(f"`since`: {error}") from None
+        return self
 
 
 class DecodeConfig(Section):

@@ -1,23 +1,17 @@
-"""The schema of every table, and the one function that commits rows to it.
-
-Tables are Delta Lake tables (Parquet files and a transaction log): a reader sees a whole commit or
-nothing. Each commit carries an application transaction named by its run, so doing it twice is a no-op.
-"""
+"""Columns of every table, and how each is partitioned."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pyarrow as pa
-import pyarrow.dataset as pads
 
-from medvision_ray import storage
-from medvision_ray.errors import LabelError, MedVisionError
+from medvision_ray.errors import LabelError
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
-_TARGET_FILE_BYTES = 128 << 20
+PROBABILITY = pa.float32()
+_STAGES = ("list", "read", "decode", "preprocess", "predict", "write")
 
 _RUN_COLUMNS = [
     pa.field("run_key", pa.string()),
@@ -90,19 +84,19 @@ RUNS = pa.schema(
         pa.field("images_per_second", pa.float64()),
         pa.field("started_at", TIMESTAMP),
         pa.field("finished_at", TIMESTAMP),
-        # Added later; rows of earlier versions read as null here.
+        # From here on: null in rows of earlier versions (LATER).
         pa.field("state", pa.string()),
         pa.field("retried", pa.int64()),
         pa.field("not_scored", pa.int64()),
-        *[
-            pa.field(f"{stage}_seconds", pa.float64())
-            for stage in ("list", "read", "decode", "preprocess", "predict", "write")
-        ],
+        *[pa.field(f"{stage}_seconds", pa.float64()) for stage in _STAGES],
         pa.field("bytes_read", pa.int64()),
         pa.field("peak_memory_bytes", pa.int64()),
     ]
 )
-_PARTITIONS = {"predictions": ["model_id", "run_date"], "failures": [], "metrics": [], "runs": []}
+TABLES = ("predictions", "failures", "metrics", "runs")
+PARTITIONS = {"predictions": ["model_id", "run_date"], "failures": [], "metrics": [], "runs": []}
+LATER = {"runs": frozenset(RUNS.names[RUNS.get_field_index("state") :])}
+"""Columns that the first version did not write: a table may lack them until the next commit adds them."""
 
 
 def probability_column(class_name: str) -> str:
@@ -145,7 +139,7 @@ def predictions_schema(classes: Sequence[str]) -> pa.Schema:
             pa.field("spacing_mm", pa.list_(pa.float64())),
             pa.field("predicted_label", pa.string()),
             pa.field("predicted_probability", pa.float32()),
-            *[pa.field(column, pa.float32()) for column in probability_columns(classes)],
+            *[pa.field(column, PROBABILITY) for column in probability_columns(classes)],
             pa.field("key_frame", pa.int32()),
             *_MASK_COLUMNS,
             pa.field("frame_results", pa.list_(FRAME)),
@@ -155,79 +149,8 @@ def predictions_schema(classes: Sequence[str]) -> pa.Schema:
     )
 
 
-def address(output: str, name: str) -> str:
-    """Where a table of an output lies: OUTPUT/tables/NAME."""
-    return storage.join(output, "tables", name)
-
-
-def _open(output: str, name: str) -> Any:
-    from deltalake import DeltaTable
-    from deltalake.exceptions import TableNotFoundError
-
-    place = address(output, name)
-    try:
-        return DeltaTable(storage.table_uri(place), storage_options=storage.table_options(place))
-    except TableNotFoundError:
-        return None
-
-
-def is_committed(output: str, name: str, run_key: str) -> bool:
-    """Whether a run has committed to this table."""
-    table = _open(output, name)
-    return table is not None and table.transaction_version(run_key) is not None
-
-
-def commit(output: str, name: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch], run_key: str) -> bool:
-    """Append a run's rows in one commit; False when this run has committed here before.
-
-    Columns that the table lacks are added (older rows read as null).
-
-    Args:
-        batches: streamed, so that memory stays bounded.
-
-    Raises:
-        MedVisionError: the store refused the commit.
-    """
-    from deltalake import CommitProperties, Transaction, write_deltalake
-    from deltalake.exceptions import DeltaError
-
-    if is_committed(output, name, run_key):
-        return False
-    place = address(output, name)
-    if storage.scheme_of(place) == "file":
-        storage.make_folder(place)
-    try:
-        write_deltalake(
-            storage.table_uri(place),
-            pa.RecordBatchReader.from_batches(schema, batches),
-            mode="append",
-            schema_mode="merge",
-            partition_by=_PARTITIONS[name] or None,
-            target_file_size=_TARGET_FILE_BYTES,
-            storage_options=storage.table_options(place),
-            commit_properties=CommitProperties(
-                custom_metadata={"run_key": run_key}, app_transactions=[Transaction(run_key, 1)]
-            ),
-        )
-    except DeltaError:
-        if is_committed(output, name, run_key):  # another process of the same run was first
-            return False
-        raise MedVisionError(
-            f"Expected to commit to the table at {place}, but the store or the table refused."
-        ) from None
-    return True
-
-
-def read(
-    output: str, name: str, columns: Sequence[str] | None = None, condition: pads.Expression | None = None
-) -> pa.Table | None:
-    """Rows of a table, or None where there is no table yet.
-
-    Args:
-        columns: which columns; None is all.
-        condition: a pyarrow expression over columns; rows of other partitions are not read.
-    """
-    table = _open(output, name)
-    if table is None:
-        return None
-    return table.to_pyarrow_dataset().to_table(columns=list(columns) if columns else None, filter=condition)
+def known_schema(name: str) -> pa.Schema:
+    """Columns that this version writes to a table whatever the model; for predictions, without `p_<class>`."""
+    if name == "predictions":
+        return predictions_schema(())
+    return {"failures": FAILURES, "metrics": METRICS, "runs": RUNS}[name]

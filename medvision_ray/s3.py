@@ -229,6 +229,7 @@ def s3_error(error: Exception, uri: str) -> StorageError:
         boto.NoCredentialsError,
         boto.PartialCredentialsError,
         boto.CredentialRetrievalError,
+        boto.MetadataRetrievalError,
         boto.TokenRetrievalError,
         boto.SSOError,
         boto.ProfileNotFound,
@@ -236,8 +237,8 @@ def s3_error(error: Exception, uri: str) -> StorageError:
     )
     if isinstance(error, lacking):
         return _meaning("InvalidToken", 0, uri)
-    unsaid = (boto.HTTPClientError, boto.IncompleteReadError, boto.ResponseStreamingError, boto.FlexibleChecksumError)
-    if isinstance(error, (*unsaid, ResponseParserError, HTTPError, OSError)):
+    broken = (boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, boto.FlexibleChecksumError)
+    if isinstance(error, (*broken, ResponseParserError, HTTPError, OSError)):
         return StorageError(f"{uri} could not be read or written: the connection failed.", transient=True)
     if isinstance(error, boto.BotoCoreError):
         return StorageError(f"{uri} could not be read or written: the request cannot be made.")

@@ -44,7 +44,7 @@ DISTURBANCES = (
     "short_chunked",  # chunked, closed before the last chunk
     "stall",  # silence for `seconds` before the answer
     "stall_half_way",  # silence for `seconds` in the middle of the body
-    "trickle",  # one byte of the body a tenth of a second
+    "trickle",  # a hundredth of the body every tenth of a second
     "changed",  # another version is in place when the read comes
     "changed_half_way",  # RST in the middle of the body, and another version is in place afterwards
     "wrong_bytes",  # the right length, other bytes
@@ -60,6 +60,7 @@ class Fault:
         kind: a name of `ANSWERS` or `DISTURBANCES`.
         operations: which of `OPERATIONS` it strikes; empty is all.
         keys: regular expression searched in BUCKET/KEY (BUCKET/PREFIX for a listing).
+        access_key: strikes only who signs with it; empty is all.
         share: fraction of keys that are struck at all.
         chance: fraction of the calls of such a key.
         first: at most so many calls of a key; None is without end.
@@ -72,6 +73,7 @@ class Fault:
     kind: str
     operations: tuple[str, ...] = ()
     keys: str = ""
+    access_key: str = ""
     share: float = 1.0
     chance: float = 1.0
     first: int | None = None
@@ -110,7 +112,7 @@ class S3Proxy:
         self._lock = threading.Lock()
         self._script: tuple[Fault, ...] = ()
         self._asked: Counter[tuple[int, str]] = Counter()
-        self._strikes: Counter[tuple[int, str]] = Counter()
+        self._hits: Counter[tuple[int, str]] = Counter()
         self._tokens: dict[int, tuple[float, float]] = {}
         self._server = _Server(
             ("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self, "connections": threading.local()})
@@ -136,7 +138,7 @@ class S3Proxy:
         with self._lock:
             self._script = script
             self.seed = self.seed if seed is None else seed
-            for counter in (self.requests, self.struck, self._asked, self._strikes):
+            for counter in (self.requests, self.struck, self._asked, self._hits):
                 counter.clear()
             self._tokens.clear()
             self.calls.clear()
@@ -145,17 +147,20 @@ class S3Proxy:
         """Which of these keys (BUCKET/KEY) a fault with a `share` strikes."""
         return {key for key in keys if re.search(fault.keys, key) and self._fraction(fault.kind, key) < fault.share}
 
-    def fault_for(self, operation: str, key: str) -> Fault | None:
+    def fault_for(self, operation: str, key: str, signature: str) -> Fault | None:
         """The first line of the script that strikes this request, counted."""
         with self._lock:
             self.requests[operation] += 1
-            struck = next((f for i, f in enumerate(self._script) if self._strikes_now(i, f, operation, key)), None)
+            script = enumerate(self._script)
+            struck = next(
+                (f for i, f in script if f.access_key in signature and self._strikes(i, f, operation, key)), None
+            )
             if struck is not None:
                 self.struck[struck.kind] += 1
             self.calls.append((time.monotonic(), operation, key, struck.kind if struck else ""))
             return struck
 
-    def _strikes_now(self, index: int, fault: Fault, operation: str, key: str) -> bool:
+    def _strikes(self, index: int, fault: Fault, operation: str, key: str) -> bool:
         if fault.operations and operation not in fault.operations:
             return False
         if not re.search(fault.keys, key) or self._fraction(fault.kind, key) >= fault.share:
@@ -164,14 +169,14 @@ class S3Proxy:
         self._asked[index, key] += 1
         if fault.chance < 1 and self._fraction(f"{fault.kind}#{nth}", key) >= fault.chance:
             return False
-        if fault.first is not None and self._strikes[index, key] >= fault.first:
+        if fault.first is not None and self._hits[index, key] >= fault.first:
             return False
-        if fault.total is not None and self._strikes[index, ""] >= fault.total:
+        if fault.total is not None and self._hits[index, ""] >= fault.total:
             return False
         if fault.rate is not None and self._token(index, fault.rate):
             return False
-        self._strikes[index, key] += 1
-        self._strikes[index, ""] += 1
+        self._hits[index, key] += 1
+        self._hits[index, ""] += 1
         return True
 
     def _token(self, index: int, rate: float) -> bool:
@@ -225,7 +230,7 @@ class _Handler(BaseHTTPRequestHandler):
         if operation == "LIST":
             key = f"{key}/{query.get('prefix', [''])[0]}"
         body = self._request_body()
-        fault = self.proxy.fault_for(operation, key)
+        fault = self.proxy.fault_for(operation, key, self.headers.get("Authorization", ""))
         if fault is None or fault.kind == "latency":
             time.sleep(fault.seconds if fault else 0)
             self._answer(*self._forward(body))
@@ -299,7 +304,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _disturb(self, fault: Fault, body: bytes) -> None:
         if fault.kind in ("stall", "reset"):
-            time.sleep(fault.seconds)
+            time.sleep(fault.seconds if fault.kind == "stall" else 0)
             return self._abort()
         if fault.kind == "changed":
             self._replace()
@@ -328,8 +333,9 @@ class _Handler(BaseHTTPRequestHandler):
         return self._abort()
 
     def _trickle(self, content: bytes) -> None:
-        for place in range(len(content)):
-            self.wfile.write(content[place : place + 1])
+        step = max(1, len(content) // 100)
+        for place in range(0, len(content), step):
+            self.wfile.write(content[place : place + step])
             time.sleep(0.1)
 
     def _replace(self) -> None:

@@ -21,20 +21,20 @@ TRANSIENT = ("slow_down", "internal_error", "request_timeout", "reset", "lost_an
 
 @pytest.fixture(scope="module")
 def endpoint(s3_endpoint: str) -> Iterator[S3Proxy]:
-    with S3Proxy(s3_endpoint) as proxy:
+    with S3Proxy(s3_endpoint) as proxy, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("medvision_ray.s3._SILENCE_SECONDS", 0.3)
+        storage._s3_client.cache_clear()
         yield proxy
+    storage._s3_client.cache_clear()
 
 
 @pytest.fixture
-def proxy(s3: str, endpoint: S3Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Proxy]:
+def proxy(s3: str, endpoint: S3Proxy, monkeypatch: pytest.MonkeyPatch) -> S3Proxy:
     """Stands between this process and the bucket of the `s3` fixture; pauses and patience are short."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint.endpoint)
     monkeypatch.setattr(retry, "_FIRST_PAUSE_SECONDS", 0.001)
-    monkeypatch.setattr("medvision_ray.s3._SILENCE_SECONDS", 0.3)
-    storage._s3_client.cache_clear()
     endpoint.play()
-    yield endpoint
-    storage._s3_client.cache_clear()
+    return endpoint
 
 
 @pytest.fixture
@@ -172,6 +172,7 @@ def test_renewed_credentials_are_picked_up_by_a_running_process(
     file.write_text("[default]\naws_access_key_id = NEW\naws_secret_access_key = new\n")
     assert storage.read_bytes(f"{s3}/x") == DATA
     assert (proxy.struck["expired_token"], proxy.requests["GET"]) == (1, 2)
+    storage._s3_client.cache_clear()
 
 
 def test_an_unreachable_store_is_transient(proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from medvision_ray import __version__
+from medvision_ray.cli_tables import add_tables_verb
 from medvision_ray.errors import MedVisionError, UsageError
 
 DONE, FAILED, USAGE, OVER_BUDGET = 0, 1, 2, 3
@@ -84,11 +85,14 @@ def _parser() -> argparse.ArgumentParser:
     for name, (run, text) in jobs.items():
         verb = verbs.add_parser(name, help=text, description=text)
         add_job_options(verb)
+        if name == "score":
+            _add_score_options(verb)
         verb.set_defaults(run=run)
     demo = verbs.add_parser("demo", help="make a phantom archive and run every job on it")
     demo.add_argument("--folder", default="demo", help="where to work; a folder of an earlier demo is replaced")
     _add_json(demo)
     demo.set_defaults(run=_demo)
+    add_tables_verb(verbs, _add_json)
     bundle = verbs.add_parser("bundle", help="look at a bundle").add_subparsers(dest="action", required=True)
     show = bundle.add_parser("show", help="print what a bundle is")
     show.add_argument("uri", help="folder or URI of the bundle")
@@ -116,6 +120,38 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
     _add_json(parser)
 
 
+def _add_score_options(parser: argparse.ArgumentParser) -> None:
+    """Short ways to say what a platform engineer changes from night to night."""
+    for flag, key, metavar, text in (
+        ("--since", "archive.since", "WHEN", "only objects modified since an ISO date or an age such as 36h, 7d"),
+        ("--limit", "archive.limit", "N", "only the first N new objects"),
+        ("--max-hours", "max_hours", "HOURS", "stop beginning objects then, publish, leave the rest to the next run"),
+    ):
+        parser.add_argument(flag, metavar=metavar, dest=key, help=f"{text} (`{key}`)")
+    parser.add_argument(
+        "--prefix", action="append", default=[], metavar="PATH", help="only below this path of the archive; repeatable"
+    )
+    parser.add_argument(
+        "--retry-failed",
+        nargs="?",
+        const="true",
+        metavar="CODE,...",
+        help="score again what failed before, all or those of these error codes",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="count what would be scored; write nothing")
+
+
+def _score_overrides(options: argparse.Namespace) -> list[str]:
+    keys = ("archive.since", "archive.limit", "max_hours")
+    found = [f"{key}={value}" for key in keys if (value := getattr(options, key)) is not None]
+    if options.prefix:
+        found.append(f"archive.prefix={json.dumps(options.prefix)}")
+    if options.retry_failed:
+        codes = options.retry_failed
+        found.append(f"retry_failed={codes if codes == 'true' else json.dumps(codes.split(','))}")
+    return found
+
+
 def _add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object last on standard output")
 
@@ -127,14 +163,16 @@ def _job(options: argparse.Namespace, name: str) -> Any:
 
 
 def _inventory(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    import pyarrow.compute as pc
+
     from medvision_ray.archive.inventory import list_archive, only_new
     from medvision_ray.bundle import load_bundle
 
     job = _job(options, "inventory")
     found = list_archive(job.archive)
-    listed = found.objects.num_rows
-    result: dict[str, Any] = {"archive": job.archive.uri, "objects": listed, "excluded": found.excluded}
-    result["bytes"] = sum(found.objects["size"].to_pylist())
+    result: dict[str, Any] = {"archive": job.archive.uri, "objects": found.objects.num_rows}
+    result.update({name: getattr(found, name) for name in ("excluded", "older", "duplicates")})
+    result["bytes"] = pc.sum(found.objects["size"]).as_py() or 0
     if job.bundle:
         found = only_new(found, job.output, load_bundle(job.bundle).model_id)
         result.update(already_done=found.already_done, new=found.objects.num_rows)
@@ -175,15 +213,21 @@ def _evaluate(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
 
 
 def _score(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    options.overrides = [*options.overrides, *_score_overrides(options)]
     job = _job(options, "score")
     from dataclasses import asdict
 
-    from medvision_ray.scoring.run import score
+    from medvision_ray.scoring.run import preview, score
 
+    if options.dry_run:
+        counts = preview(job)
+        _print(options, counts)
+        return DONE, counts
     summary = score(job, _say(options))
     _print(options, {"run": summary.sentence()})
     if summary.over_budget:
-        sys.stderr.write("medvision: done, but more objects failed than `budget.max_failure_fraction` allows.\n")
+        over = ", ".join(summary.over_budget)
+        sys.stderr.write(f"medvision: done, but more objects failed than `budget` allows: {over}.\n")
     return OVER_BUDGET if summary.over_budget else DONE, asdict(summary)
 
 

@@ -160,8 +160,10 @@ class TrainJob(Section):
 class ScoringConfig(Section):
     """How objects are scored; shared by the score and evaluate jobs."""
 
-    batch_size: Positive = 16
-    """Frames per forward pass; small batches are faster on CPUs, larger ones on GPUs."""
+    placement: Literal["auto", "fused", "staged"] = "auto"
+    """`fused`: an actor does an object's whole way; `staged`: CPU actors decode, GPU actors predict; `auto`: staged with GPUs."""
+    batch_size: Positive | None = None
+    """Frames per forward pass; null is 16 on CPUs (small ones are faster there), 128 on GPUs, halved where memory ends."""
     block_rows: Positive = 256
     """Objects per Ray Data block: the unit of progress that a killed run keeps."""
     read_threads: Positive = 4
@@ -169,7 +171,7 @@ class ScoringConfig(Section):
     precision: Literal["bf16", "float32"] = "bf16"
     """Precision of the forward pass; bf16 on CPUs without its instructions is slower than float32."""
     actors: Positive | None = None
-    """Scoring actors; null is one a CPU (or one a GPU)."""
+    """Actors with a model; null is one a CPU (fused) or one a GPU."""
     save_masks: bool = True
     """Keep each mask, compressed, in its row."""
     max_attempts: Positive = 3
@@ -181,6 +183,8 @@ class FailureBudget(Section):
 
     max_failure_fraction: Fraction = 0.05
     """Largest share of the run's objects that may fail."""
+    by_code: dict[str, Fraction] = Field(default_factory=dict)
+    """Largest share for single error codes, such as `{corrupt: 0.01, worker_crash: 0}`."""
 
 
 class ScoreJob(Section):
@@ -194,6 +198,10 @@ class ScoreJob(Section):
     """Folder or prefix for everything that is written: tables/, runs/."""
     run_key: str | None = None
     """Names the run; null derives it. A run that is published is never done again."""
+    retry_failed: bool | tuple[str, ...] = False
+    """Score again what failed before: true for all, or a list of error codes. The new rows replace the old failures."""
+    max_hours: Annotated[float, Field(gt=0)] | None = None
+    """Stop beginning objects after this time, publish what is done; the next run goes on with the rest."""
     scoring: ScoringConfig = ScoringConfig()
     """How."""
     decode: DecodeConfig = DecodeConfig()

@@ -26,8 +26,8 @@ from medvision_ray.evaluation.samples import EvaluationSamples
 from medvision_ray.imaging.decode import decode
 from medvision_ray.learning.labels import LabelTable, load_labels
 from medvision_ray.scoring.masks import decode_mask
-from medvision_ray.scoring.publish import RunSummary
 from medvision_ray.scoring.run import RunPlan, execute
+from medvision_ray.scoring.summary import RunSummary
 
 _THREADS = 4
 

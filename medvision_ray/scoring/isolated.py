@@ -23,10 +23,8 @@ import numpy as np
 
 from medvision_ray.config import DecodeConfig, PreprocessConfig
 from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
-from medvision_ray.imaging.grid import GridTransform
-from medvision_ray.imaging.image import SubjectKeys
 from medvision_ray.privacy import Pseudonymiser
-from medvision_ray.scoring.objects import ObjectReader, PreparedObject
+from medvision_ray.scoring.objects import Effort, ObjectReader, PreparedObject
 
 _START_SECONDS = 60.0
 _OUT_OF_MEMORY_STATUS = 86
@@ -39,33 +37,38 @@ class IsolatedReader:
         self._reader = reader
         self._child: subprocess.Popen[bytes] | None = None
 
-    def prepare(self, uri: str, etag: str) -> PreparedObject:
+    def prepare(self, uri: str, etag: str, effort: Effort) -> PreparedObject:
         """Read, decode and prepare one object.
+
+        Args:
+            effort: is filled in; of a child that died only the time is known, and counted as decoding.
 
         Raises:
             DecodeError: as in-process, and TIMEOUT, WORKER_CRASH or OUT_OF_MEMORY where the child
                 was too slow or died.
         """
         child = self._child or self._start()
-        deadline = time.monotonic() + self._reader.decode.max_seconds
+        started = time.monotonic()
+        deadline = started + self._reader.decode.max_seconds
         try:
             _send(child.stdin, {"uri": uri, "etag": etag})
             answer = json.loads(_receive_line(child.stdout, deadline))
+            for name, value in answer["effort"].items():
+                setattr(effort, name, value)
             if "code" in answer:
                 raise DecodeError(ErrorCode(answer["code"]), Stage(answer["stage"]), **answer["facts"])
             pixels = _receive(child.stdout, int(np.prod(answer["shape"])), deadline)
         except TimeoutError:
+            effort.decode_seconds = time.monotonic() - started
             self.close()
             raise DecodeError(ErrorCode.TIMEOUT, limit_seconds=self._reader.decode.max_seconds) from None
         except (EOFError, BrokenPipeError):
+            effort.decode_seconds = time.monotonic() - started
             status = child.wait()
             self._child = None
             code = ErrorCode.OUT_OF_MEMORY if status == _OUT_OF_MEMORY_STATUS else ErrorCode.WORKER_CRASH
             raise DecodeError(code, exit_status=status) from None
-        grid: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in answer["transform"].items()}
-        spacing = tuple(answer["spacing_mm"]) if answer["spacing_mm"] else None
-        array = np.frombuffer(pixels, np.uint8).reshape(answer["shape"])
-        return PreparedObject(array, GridTransform(**grid), answer["modality"], spacing, SubjectKeys(**answer["keys"]))
+        return PreparedObject.from_facts(answer, pixels)
 
     def close(self) -> None:
         """End the child."""
@@ -146,21 +149,16 @@ def _serve() -> None:
     _answer({"ready": True})
     for line in sys.stdin.buffer:
         request = json.loads(line)
+        effort = Effort()
         try:
-            ready = reader.prepare(reader.read(request["uri"], request["etag"]))
+            ready = reader.prepare(reader.read(request["uri"], request["etag"], effort), effort)
         except DecodeError as error:
-            _answer({"code": error.code.value, "stage": error.stage.value, "facts": error.facts})
+            reason = {"code": error.code.value, "stage": error.stage.value, "facts": error.facts}
+            _answer({**reason, "effort": dataclasses.asdict(effort)})
             continue
         except MemoryError:
             os._exit(_OUT_OF_MEMORY_STATUS)
-        message = {
-            "shape": ready.pixels.shape,
-            "transform": dataclasses.asdict(ready.transform),
-            "modality": ready.modality,
-            "spacing_mm": ready.spacing_mm,
-            "keys": dataclasses.asdict(ready.keys),
-        }
-        _answer(message, np.ascontiguousarray(ready.pixels).tobytes())
+        _answer({**ready.facts(), "effort": dataclasses.asdict(effort)}, np.ascontiguousarray(ready.pixels).tobytes())
 
 
 if __name__ == "__main__":

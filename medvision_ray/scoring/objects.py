@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +20,27 @@ from medvision_ray.imaging.grid import GridTransform
 from medvision_ray.imaging.image import SubjectKeys
 from medvision_ray.imaging.preprocess import prepare
 from medvision_ray.privacy import Pseudonymiser
+
+
+@dataclass
+class Effort:
+    """What one object cost: seconds of each stage in the thread that did it, and bytes read."""
+
+    read_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    preprocess_seconds: float = 0.0
+    predict_seconds: float = 0.0
+    bytes_read: int = 0
+
+    @contextmanager
+    def timing(self, stage: Literal["read", "decode", "preprocess"]) -> Iterator[None]:
+        """Count the block's seconds, also those of one that fails."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            name = f"{stage}_seconds"
+            setattr(self, name, getattr(self, name) + time.perf_counter() - started)
 
 
 @dataclass(frozen=True)
@@ -35,6 +60,29 @@ class PreparedObject:
     modality: str
     spacing_mm: tuple[float, float] | None
     keys: SubjectKeys
+
+    def facts(self) -> dict[str, Any]:
+        """All but the pixels, as JSON can hold it; `from_facts` is the way back."""
+        return {
+            "shape": list(self.pixels.shape),
+            "transform": asdict(self.transform),
+            "modality": self.modality,
+            "spacing_mm": self.spacing_mm,
+            "keys": asdict(self.keys),
+        }
+
+    @staticmethod
+    def from_facts(facts: dict[str, Any], pixels: bytes | memoryview) -> PreparedObject:
+        """The object whose `facts` and raw pixels these are; the pixels are not copied."""
+        grid: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts["transform"].items()}
+        spacing = facts["spacing_mm"]
+        return PreparedObject(
+            np.frombuffer(pixels, np.uint8).reshape(facts["shape"]),
+            GridTransform(**grid),
+            facts["modality"],
+            (spacing[0], spacing[1]) if spacing else None,
+            SubjectKeys(**facts["keys"]),
+        )
 
 
 @dataclass(frozen=True)
@@ -59,25 +107,33 @@ class ObjectReader:
     preprocess: PreprocessConfig
     pseudonymiser: Pseudonymiser | None
 
-    def read(self, uri: str, etag: str) -> bytes:
+    def read(self, uri: str, etag: str, effort: Effort) -> bytes:
         """Read the listed version.
 
         Raises:
             DecodeError: with stage READ.
+            StorageError: code `credentials`: no object of the run can be read.
         """
         try:
-            return storage.read_bytes(uri, max_bytes=self.decode.max_bytes, etag=etag or None)
+            with effort.timing("read"):
+                data = storage.read_bytes(uri, max_bytes=self.decode.max_bytes, etag=etag or None)
+            effort.bytes_read = len(data)
+            return data
         except StorageError as error:
+            if error.code == "credentials":
+                raise
             known = {code.value for code in ErrorCode}
             code = ErrorCode(error.code) if error.code in known else ErrorCode.READ_ERROR
             raise DecodeError(code, Stage.READ) from None
 
-    def prepare(self, data: bytes) -> PreparedObject:
+    def prepare(self, data: bytes, effort: Effort) -> PreparedObject:
         """Decode and prepare.
 
         Raises:
             DecodeError: the object cannot become a model input.
         """
-        image = decode(data, self.decode, self.pseudonymiser)
-        ready = prepare(image, self.preprocess)
+        with effort.timing("decode"):
+            image = decode(data, self.decode, self.pseudonymiser)
+        with effort.timing("preprocess"):
+            ready = prepare(image, self.preprocess)
         return PreparedObject(ready.pixels, ready.transform, image.modality, image.spacing_mm, image.keys)

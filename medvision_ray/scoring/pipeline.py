@@ -19,8 +19,10 @@ import pyarrow.fs as pafs
 
 from medvision_ray import storage
 from medvision_ray.cluster import cluster_cpus, cluster_gpus
+from medvision_ray.config import ScoringConfig
 from medvision_ray.errors import MedVisionError
-from medvision_ray.scoring.worker import ScoringWorker, WorkerSettings
+from medvision_ray.scoring.preparing import WorkerSettings
+from medvision_ray.scoring.worker import PredictWorker, PrepareWorker, ScoringWorker
 
 # Reading and writing need a share of a CPU that no actor takes, or the job waits for ever.
 _TASK_CPUS = 0.1
@@ -29,30 +31,49 @@ _NO_PROGRESS_SECONDS = 1800
 
 @dataclass(frozen=True)
 class Placement:
-    """How many actors score, and what each reserves."""
+    """Which actors a pass runs on, and what each reserves.
 
-    actors: int
+    Attributes:
+        scorers: actors with a model, each with `scorer_gpus`; in the fused plan they do everything.
+        preparers: actors that read, decode and preprocess for them; 0 is the fused plan.
+        cpus: share of a CPU of each actor.
+    """
+
+    scorers: int
+    preparers: int
     cpus: float
-    gpus: int
+    scorer_gpus: int
+
+    def sentence(self) -> str:
+        """For a person."""
+        gpus = " with a GPU each" if self.scorer_gpus else ""
+        if not self.preparers:
+            return f"fused: {self.scorers} actors{gpus}"
+        return f"staged: {self.preparers} actors prepare, {self.scorers}{gpus} predict"
 
 
-def plan(settings: WorkerSettings, objects: int) -> Placement:
+def plan(scoring: ScoringConfig, objects: int) -> Placement:
     """Shares that fit the connected cluster together with the read and write tasks.
 
     Raises:
         MedVisionError: the cluster is too small.
     """
     cpus, gpus = cluster_cpus(), cluster_gpus()
-    free = cpus - 2 * _TASK_CPUS
-    blocks = max(1, math.ceil(objects / settings.scoring.block_rows))
-    actors = min(settings.scoring.actors or (gpus or max(1, int(cpus))), blocks)
-    share = math.floor(min(1.0, free / actors) * 100) / 100
+    blocks = max(1, math.ceil(objects / scoring.block_rows))
+    staged = scoring.placement == "staged" or (scoring.placement == "auto" and gpus > 0)
+    if staged:
+        scorers = min(scoring.actors or max(1, gpus), blocks)
+        preparers = min(max(1, int(cpus) - scorers), blocks)
+    else:
+        scorers, preparers = min(scoring.actors or gpus or max(1, int(cpus)), blocks), 0
+    actors = scorers + preparers
+    share = math.floor(min(1.0, (cpus - 2 * _TASK_CPUS) / actors) * 100) / 100
     if share <= 0:
         raise MedVisionError(
             f"Expected a cluster with CPUs for {actors} scoring actors and their read and write tasks, but it has "
             f"{cpus:g}. Lower `scoring.actors` or add CPUs."
         )
-    return Placement(actors, share, 1 if gpus else 0)
+    return Placement(scorers, preparers, share, 1 if gpus else 0)
 
 
 def score_pass(todo_uri: str, attempt_folder: str, settings: WorkerSettings, placement: Placement, blocks: int) -> None:
@@ -72,17 +93,27 @@ def score_pass(todo_uri: str, attempt_folder: str, settings: WorkerSettings, pla
     context.checkpoint_config = CheckpointConfig(
         "image_id", _place(attempt_folder, "checkpoint"), delete_checkpoint_on_success=False
     )
-    try:
-        filesystem, path = storage.filesystem(todo_uri)
-        ray.data.read_parquet(path, filesystem=filesystem, override_num_blocks=blocks, num_cpus=_TASK_CPUS).map_batches(
-            ScoringWorker,
+
+    def through(data: Any, worker: type, actors: int, gpus: int) -> Any:
+        return data.map_batches(
+            worker,
             fn_constructor_args=(settings,),
             batch_size=None,
             batch_format="pyarrow",
-            compute=ActorPoolStrategy(size=placement.actors),
+            compute=ActorPoolStrategy(size=actors),
             num_cpus=placement.cpus,
-            num_gpus=placement.gpus,
-        ).write_parquet(
+            num_gpus=gpus,
+        )
+
+    try:
+        filesystem, path = storage.filesystem(todo_uri)
+        data = ray.data.read_parquet(path, filesystem=filesystem, override_num_blocks=blocks, num_cpus=_TASK_CPUS)
+        if placement.preparers:
+            data = through(data, PrepareWorker, placement.preparers, 0)
+            data = through(data, PredictWorker, placement.scorers, placement.scorer_gpus)
+        else:
+            data = through(data, ScoringWorker, placement.scorers, placement.scorer_gpus)
+        data.write_parquet(
             _place(attempt_folder, "rows"), mode="append", ray_remote_args={"num_cpus": _TASK_CPUS}, concurrency=1
         )
     finally:

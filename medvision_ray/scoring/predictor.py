@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,21 +43,100 @@ class Predictor:
         model = bundle.build_model().eval().to(self.device)
         self._model = model.to(memory_format=torch.channels_last)
 
-    @torch.inference_mode()
     def predict(self, pixels: NDArray[np.uint8]) -> Prediction:
         """Predict.
 
         Args:
             pixels: prepared inputs, shape `(N, C, H, W)`, 0 to 255.
         """
-        batch = torch.from_numpy(pixels).to(self.device, memory_format=torch.channels_last)
+        return next(self.stream([pixels]))[0]
+
+    def stream(self, batches: Iterable[NDArray[np.uint8]]) -> Iterator[tuple[Prediction, float]]:
+        """Predictions of successive batches in order, each with the seconds that it took.
+
+        On a GPU a batch's results are fetched only after the next batch has been copied and
+        queued, so that copying, computing and the caller's own work overlap.
+        """
+        before: tuple[_Queued, float] | None = None
+        for pixels in batches:
+            started = time.perf_counter()
+            queued = self._queue(pixels)
+            if self.device.type == "cpu":
+                yield queued.fetch(), time.perf_counter() - started
+                continue
+            if before is not None:
+                yield before[0].fetch(), time.perf_counter() - before[1]
+            before = queued, started
+        if before is not None:
+            yield before[0].fetch(), time.perf_counter() - before[1]
+
+    @torch.inference_mode()
+    def _queue(self, pixels: NDArray[np.uint8]) -> _Queued:
+        """Start on a batch; where the GPU's memory does not hold it, on its halves one after the other."""
+        try:
+            return _Queued([self._forward(pixels)])
+        except torch.OutOfMemoryError:
+            if len(pixels) == 1:
+                raise
+        torch.cuda.empty_cache()
+        middle = len(pixels) // 2
+        return _Queued([*self._queue(pixels[:middle]).parts, *self._queue(pixels[middle:]).parts])
+
+    def _forward(self, pixels: NDArray[np.uint8]) -> _Part:
+        source = torch.from_numpy(pixels)
+        gpu = self.device.type != "cpu"
+        if gpu:
+            source = source.pin_memory()
+        batch = source.to(self.device, non_blocking=gpu).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
             output = self._model(batch)
         probabilities = masks = None
         if output.logits is not None:
             logits = output.logits.float()
-            scores = logits.sigmoid() if self.bundle.multi_label else logits.softmax(dim=1)
-            probabilities = scores.cpu().numpy()
+            probabilities = logits.sigmoid() if self.bundle.multi_label else logits.softmax(dim=1)
         if output.mask_logits is not None:
-            masks = output.mask_logits.float().sigmoid().cpu().numpy()
-        return Prediction(probabilities, masks)
+            masks = output.mask_logits.float().sigmoid()
+        if not gpu:
+            return _Part(probabilities, masks, None)
+        part = _Part(_to_host(probabilities), _to_host(masks), torch.cuda.Event())  # type: ignore[no-untyped-call]
+        part.done.record()  # type: ignore[union-attr]
+        return part
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Results on the host; on a GPU they are there once `done` has happened."""
+
+    probabilities: torch.Tensor | None
+    masks: torch.Tensor | None
+    done: torch.cuda.Event | None
+
+
+@dataclass(frozen=True)
+class _Queued:
+    """A batch that the device works on, in one part or several."""
+
+    parts: list[_Part]
+
+    def fetch(self) -> Prediction:
+        """Wait for the results."""
+        for part in self.parts:
+            if part.done is not None:
+                part.done.synchronize()
+        return Prediction(
+            _joined([part.probabilities for part in self.parts]), _joined([part.masks for part in self.parts])
+        )
+
+
+def _to_host(values: torch.Tensor | None) -> torch.Tensor | None:
+    if values is None:
+        return None
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    return host.copy_(values, non_blocking=True)
+
+
+def _joined(parts: list[torch.Tensor | None]) -> NDArray[np.float32] | None:
+    arrays = [part.numpy() for part in parts if part is not None]
+    if not arrays:
+        return None
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

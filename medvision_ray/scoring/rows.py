@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any
 
@@ -13,9 +13,18 @@ from numpy.typing import NDArray
 from medvision_ray import tables
 from medvision_ray.bundle import Bundle
 from medvision_ray.scoring.masks import EMPTY, EncodedMask, encode_mask
-from medvision_ray.scoring.objects import Failure, PreparedObject
+from medvision_ray.scoring.objects import Effort, Failure, PreparedObject
 
 SCORED, FAILED = "scored", "failed"
+# What an object cost: summed into its run's row when that is published, no columns of the tables.
+EFFORT_FIELDS = (
+    pa.field("read_seconds", pa.float64()),
+    pa.field("decode_seconds", pa.float64()),
+    pa.field("preprocess_seconds", pa.float64()),
+    pa.field("predict_seconds", pa.float64()),
+    pa.field("bytes_read", pa.int64()),
+    pa.field("peak_memory_bytes", pa.int64()),
+)
 _RUN_FIELDS = ("run_key", "run_date", "model_id")
 
 
@@ -28,11 +37,16 @@ class FrameResult:
 
 
 def working_schema(classes: tuple[str, ...]) -> pa.Schema:
-    """Columns of a run's working rows: status, then those of predictions and failures."""
+    """Columns of a run's working rows: status, those of predictions and failures, and the cost."""
     fields = {"status": pa.field("status", pa.string())}
     for schema in (tables.predictions_schema(classes), tables.FAILURES):
         fields.update({item.name: item for item in schema if item.name not in _RUN_FIELDS})
-    return pa.schema(list(fields.values()))
+    return pa.schema([*fields.values(), *EFFORT_FIELDS])
+
+
+def effort_columns(effort: Effort) -> dict[str, Any]:
+    """An object's cost as columns of its working row."""
+    return asdict(effort)
 
 
 def frame_result(

@@ -14,28 +14,33 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from medvision_ray import storage, tables
 from medvision_ray.archive.inventory import Inventory, freeze, list_archive, only_new, read_frozen
 from medvision_ray.bundle import Bundle, load_bundle
 from medvision_ray.cluster import ray_session
-from medvision_ray.config import EvaluateJob, FailureBudget, ScoreJob
-from medvision_ray.errors import MedVisionError
+from medvision_ray.config import EvaluateJob, ScoreJob
+from medvision_ray.errors import MedVisionError, UsageError
 from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
 from medvision_ray.privacy import load_pseudonymiser
+from medvision_ray.scoring.lease import lease
 from medvision_ray.scoring.objects import Failure
 from medvision_ray.scoring.pipeline import CommittedRows, plan, score_pass
+from medvision_ray.scoring.preparing import WorkerSettings
 from medvision_ray.scoring.progress import ProgressLine
-from medvision_ray.scoring.publish import RunIdentity, RunSummary, publish_rows, publish_run, published_run
+from medvision_ray.scoring.publish import publish_rows
 from medvision_ray.scoring.rows import failed_row, to_table, working_schema
-from medvision_ray.scoring.worker import WorkerSettings
+from medvision_ray.scoring.summary import RunIdentity, RunSummary, over_budget, publish_run, published_run
 
 Say = Callable[[str], None]
 _PASSES = 3
+_PUBLISH_WAIT_SECONDS = 1800.0
 
 
 @dataclass(frozen=True)
@@ -47,63 +52,128 @@ class RunPlan:
         archive: names what is scored; runs of the same name, model and archive are numbered.
         job: output, bundle, scoring, limits, budget, pseudonyms and Ray are taken from it.
         run_key: names the run; None derives it.
+        max_hours: stop beginning objects after this time; None is no limit.
     """
 
     name: str
     archive: str
     job: ScoreJob | EvaluateJob
     run_key: str | None = None
+    max_hours: float | None = None
 
 
 def score(job: ScoreJob, say: Say) -> RunSummary:
     """Score what is new in an archive and publish it.
 
     Raises:
+        UsageError: an option names an error code that there is none of.
+        LeaseHeldError: another run works on this archive with this model.
         MedVisionError: the run cannot go on; nothing of it is visible in the tables before it is whole.
     """
-    run = RunPlan("score", storage.absolute(job.archive.uri), job, job.run_key)
+    _check_codes(job)
+    run = RunPlan("score", storage.absolute(job.archive.uri), job, job.run_key, job.max_hours)
+    return execute(run, lambda bundle: _new_objects(job, bundle), say)
 
-    def inventory(bundle: Bundle) -> Inventory:
-        return only_new(list_archive(job.archive), job.output, bundle.model_id, job.archive.limit)
 
-    return execute(run, inventory, say)
+def preview(job: ScoreJob) -> dict[str, Any]:
+    """Counts of what `score` would do now; nothing is written and Ray is not started."""
+    _check_codes(job)
+    bundle = load_bundle(job.bundle)
+    found = _new_objects(job, bundle)
+    return {
+        "model_id": bundle.model_id,
+        "archive": storage.absolute(job.archive.uri),
+        "to_score": found.objects.num_rows,
+        "bytes": pc.sum(found.objects["size"]).as_py() or 0,
+        "retried": found.retried,
+        "already_done": found.already_done,
+        "excluded": found.excluded,
+        "older": found.older,
+        "duplicates": found.duplicates,
+    }
+
+
+def _new_objects(job: ScoreJob, bundle: Bundle) -> Inventory:
+    return only_new(
+        list_archive(job.archive), job.output, bundle.model_id, job.archive.limit, retry_failed=job.retry_failed
+    )
+
+
+def _check_codes(job: ScoreJob) -> None:
+    known = [code.value for code in ErrorCode]
+    retried = job.retry_failed if isinstance(job.retry_failed, tuple) else ()
+    for option, codes in (("budget.by_code", tuple(job.budget.by_code)), ("retry_failed", retried)):
+        for code in codes:
+            if code not in known:
+                raise UsageError(
+                    f"Expected error codes in `{option}`, but got {code!r}; the codes are {', '.join(known)}."
+                )
 
 
 def execute(run: RunPlan, inventory_of: Callable[[Bundle], Inventory], say: Say) -> RunSummary:
     """Run the protocol for an inventory that is made only if the run has none frozen yet."""
-    seconds: dict[str, float] = {}
+    deadline = time.time() + run.max_hours * 3600 if run.max_hours is not None else None
     bundle = load_bundle(run.job.bundle)
     pseudonymiser = load_pseudonymiser(run.job.privacy)
-    run_key = run.run_key or _derive_run_key(run, bundle)
-    folder = storage.join(run.job.output, "runs", run_key)
-    finished = published_run(run.job.output, run_key)
-    if finished is not None:
+    base = _base_key(run, bundle)
+    with lease(run.job.output, base, f"scoring {run.archive} with {bundle.model_id}") as held:
+        run_key = run.run_key or _derive_run_key(run, base)
+        folder = storage.join(run.job.output, "runs", run_key)
+        finished = published_run(run.job.output, run_key)
+        if finished is not None:
+            storage.delete_tree(folder)
+            say(f"Run {run_key} is published already; nothing to do.")
+            return replace(finished, over_budget=over_budget(run.job.budget, finished))
+        started = time.monotonic()
+        inventory, identity = _freeze(run, bundle, run_key, folder, inventory_of)
+        seconds = {"list": time.monotonic() - started}
+        say(
+            f"{inventory.objects.num_rows} objects to score, {inventory.already_done} already done, "
+            f"{inventory.excluded} excluded by pattern, {inventory.older} older, {inventory.retried} tried again."
+        )
+        settings = WorkerSettings(run.job.bundle, folder, run.job.scoring, run.job.decode, pseudonymiser, deadline)
+        started = time.monotonic()
+        rate = _score_missing(run, bundle.classes, inventory, settings, say)
+        seconds["score"] = time.monotonic() - started
+        held.assert_held()
+        summary = _publish(run, bundle, identity, inventory, settings, seconds=seconds, rate=rate)
         storage.delete_tree(folder)
-        say(f"Run {run_key} is published already; nothing to do.")
-        return replace(finished, over_budget=_over(run.job.budget, finished))
-    started = time.monotonic()
-    inventory, identity = _freeze(run, bundle, run_key, folder, inventory_of)
-    seconds["list"] = time.monotonic() - started
-    total = inventory.objects.num_rows
-    say(f"{total} objects to score, {inventory.already_done} already done, {inventory.excluded} excluded by pattern.")
-    settings = WorkerSettings(run.job.bundle, folder, run.job.scoring, run.job.decode, pseudonymiser)
-    started = time.monotonic()
-    rate = _score_missing(run, bundle.classes, inventory, settings, say)
-    seconds["score"] = time.monotonic() - started
-    started = time.monotonic()
-    summary = publish_rows(run.job.output, identity, bundle.classes, folder, inventory)
-    seconds["publish"] = time.monotonic() - started
-    summary = replace(summary, seconds={k: round(v, 3) for k, v in seconds.items()}, images_per_second=rate)
-    publish_run(run.job.output, identity, summary, run.job.model_dump(mode="json"))
-    storage.delete_tree(folder)
-    say(summary.sentence())
-    return replace(summary, over_budget=_over(run.job.budget, summary))
+    for line in (summary.sentence(), *summary.details()):
+        say(line)
+    return replace(summary, over_budget=over_budget(run.job.budget, summary))
 
 
-def _derive_run_key(run: RunPlan, bundle: Bundle) -> str:
-    """`JOB-HASH-NUMBER`: the number of runs of this job, model and archive that are published already."""
+def _publish(
+    run: RunPlan,
+    bundle: Bundle,
+    identity: RunIdentity,
+    inventory: Inventory,
+    settings: WorkerSettings,
+    *,
+    seconds: dict[str, float],
+    rate: float | None,
+) -> RunSummary:
+    """Rows, then the run's own row; one run of a model at a time, so that no object is published twice."""
+    output = run.job.output
+    started = time.monotonic()
+    waiting = f"publishing rows of {bundle.model_id}"
+    with lease(output, f"publish-{bundle.model_id}", waiting, wait_seconds=_PUBLISH_WAIT_SECONDS):
+        summary = publish_rows(
+            output, identity, bundle.classes, settings.run_folder, inventory, may_miss=settings.past_deadline
+        )
+        seconds["publish"] = time.monotonic() - started
+        summary = replace(summary, seconds={k: round(v, 3) for k, v in seconds.items()}, images_per_second=rate)
+        publish_run(output, identity, summary, run.job.model_dump(mode="json"))
+    return summary
+
+
+def _base_key(run: RunPlan, bundle: Bundle) -> str:
     text = f"{run.name}\0{bundle.model_id}\0{run.archive}"
-    base = f"{run.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    return f"{run.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+def _derive_run_key(run: RunPlan, base: str) -> str:
+    """`JOB-HASH-NUMBER`: the number of runs of this job, model and archive that are published already."""
     rows = tables.read(run.job.output, "runs", ["run_key"])
     keys = rows["run_key"].to_pylist() if rows is not None else []
     return f"{base}-{sum(key.startswith(base + '-') for key in keys) + 1:05d}"
@@ -116,14 +186,19 @@ def _freeze(
     place, facts_place = storage.join(folder, "inventory.parquet"), storage.join(folder, "run.json")
     known = storage.exists(place)
     inventory = read_frozen(place) if known else freeze(inventory_of(bundle), place, run.job.scoring.block_rows)
-    facts = {"started_at": datetime.now(timezone.utc).isoformat(), "model_id": bundle.model_id}
+    facts = {
+        "started_at": datetime.now(timezone.utc).isoformat(),
+        "model_id": bundle.model_id,
+        "archive": run.archive,
+    }
     if not storage.create_exclusive(facts_place, json.dumps(facts).encode()):
         facts = json.loads(storage.read_bytes(facts_place))
-    if facts["model_id"] != bundle.model_id:
-        raise MedVisionError(
-            f"Expected the bundle {facts['model_id']} with which this run was started, but got {bundle.model_id}. "
-            "Give the run another `run_key`, or finish it with the bundle it began with."
-        )
+    for name, ours in (("model_id", bundle.model_id), ("archive", run.archive)):
+        if facts[name] != ours:
+            raise MedVisionError(
+                f"Expected {name} {facts[name]}, with which the run {run_key} was started, but got {ours}. "
+                "Give this run another `run_key`, or finish that one as it began."
+            )
     started_at = datetime.fromisoformat(facts["started_at"])
     return inventory, RunIdentity(run_key, run.name, bundle.model_id, run.archive, started_at)
 
@@ -152,10 +227,9 @@ def _score_missing(
         for _ in range(_PASSES):
             attempt, number = _next_attempt(folder)
             todo = storage.join(attempt, "todo.parquet")
-            placement = plan(settings, missing.num_rows)
-            blocks = max(
-                math.ceil(missing.num_rows / run.job.scoring.block_rows), min(placement.actors, missing.num_rows)
-            )
+            placement = plan(run.job.scoring, missing.num_rows)
+            actors = max(placement.scorers, placement.preparers)
+            blocks = max(math.ceil(missing.num_rows / run.job.scoring.block_rows), min(actors, missing.num_rows))
             sink = io.BytesIO()
             pq.write_table(missing, sink, row_group_size=math.ceil(missing.num_rows / blocks))
             storage.write_bytes(todo, sink.getvalue())
@@ -166,14 +240,14 @@ def _score_missing(
                     say(f"Pass {number} lost its workers ({type(error).__name__}); looking at what is missing.")
             seconds += line.busy_seconds
             before, missing = missing.num_rows, _missing(folder, inventory, classes)
-            if missing.num_rows == 0:
+            if missing.num_rows == 0 or settings.past_deadline:
                 break
             if missing.num_rows == before:
                 raise MedVisionError(
                     "A whole pass scored nothing: the workers could not start. See the Ray worker logs; "
                     "the run can be finished with the same command."
                 )
-    if missing.num_rows:
+    if missing.num_rows and not settings.past_deadline:
         _give_up(folder, missing, classes)
     return (first - missing.num_rows) / seconds if seconds > 0 else None
 
@@ -194,8 +268,3 @@ def _give_up(folder: str, missing: pa.Table, classes: tuple[str, ...]) -> None:
     pq.write_table(rows, sink)
     storage.write_bytes(storage.join(attempt, "rows", "lost.parquet"), sink.getvalue())
     storage.write_bytes(storage.join(attempt, "checkpoint", "lost.parquet"), b"")
-
-
-def _over(budget: FailureBudget, summary: RunSummary) -> bool:
-    total = summary.scored + summary.failed
-    return total > 0 and summary.failed > budget.max_failure_fraction * total

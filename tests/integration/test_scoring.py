@@ -20,7 +20,9 @@ from medvision_ray.bundle import Bundle
 from medvision_ray.cluster import ray_session
 from medvision_ray.config import ArchiveConfig, RayConfig, ScoreJob, build_job
 from medvision_ray.demo.archive import PhantomArchive
-from medvision_ray.scoring.run import RunSummary, score
+from medvision_ray.errors import UsageError
+from medvision_ray.scoring.run import preview, score
+from medvision_ray.scoring.summary import RunSummary
 
 pytestmark = pytest.mark.integration
 
@@ -31,9 +33,9 @@ def cluster() -> object:
         yield
 
 
-def _job(archive: str, bundle: Bundle, output: str, **more: object) -> ScoreJob:
+def _job(archive: str | dict[str, object], bundle: Bundle, output: str, **more: object) -> ScoreJob:
     settings = {
-        "archive": {"uri": archive},
+        "archive": archive if isinstance(archive, dict) else {"uri": archive},
         "bundle": bundle.uri,
         "output": output,
         "privacy": {"demo_key": True},
@@ -122,7 +124,7 @@ def test_changed_object_is_scored_again(bundle: Bundle, phantom: PhantomArchive,
 def test_empty_archive_is_a_run_of_nothing(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "archive").mkdir()
     summary = _run(_job(str(tmp_path / "archive"), bundle, str(tmp_path / "output")))
-    assert (summary.listed, summary.scored, summary.failed, summary.over_budget) == (0, 0, 0, False)
+    assert (summary.listed, summary.scored, summary.failed, summary.over_budget) == (0, 0, 0, ())
 
 
 @pytest.mark.usefixtures("cluster")
@@ -150,6 +152,94 @@ def test_killed_actor_loses_and_doubles_nothing(bundle: Bundle, phantom: Phantom
     assert len(killed) == 1
     assert summary.failures_by_code.get("worker_crash", 0) == 0
     assert _ids(str(tmp_path)) == _expected(phantom.night_1)
+
+
+def _rows(output: str) -> list[dict[str, object]]:
+    """Every row of an output by image, without what differs from run to run."""
+    found: list[dict[str, object]] = []
+    for name in ("predictions", "failures"):
+        rows = tables.read(output, name)
+        assert rows is not None
+        drop = {"run_key", "run_date", "scored_at", "failed_at"} & set(rows.column_names)
+        found += rows.drop_columns(sorted(drop)).to_pylist()
+    return sorted(found, key=lambda row: str(row["image_id"]))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_staged_and_fused_plans_give_identical_rows(bundle: Bundle, phantom: PhantomArchive, tmp_path: Path) -> None:
+    for placement in ("fused", "staged"):
+        scoring = {"precision": "float32", "placement": placement}
+        _run(_job(phantom.night_2, bundle, str(tmp_path / placement), scoring=scoring))
+    assert len(_rows(str(tmp_path / "fused"))) == phantom.night_2_objects
+    assert _rows(str(tmp_path / "staged")) == _rows(str(tmp_path / "fused"))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_run_over_its_time_publishes_what_is_done_and_the_next_goes_on(
+    bundle: Bundle, phantom: PhantomArchive, tmp_path: Path
+) -> None:
+    first = _run(_job(phantom.night_2, bundle, str(tmp_path), max_hours=1e-9))
+    assert (first.state, first.scored, first.failed, first.not_scored) == (
+        "deadline",
+        0,
+        0,
+        phantom.night_2_objects,
+    )
+    second = _run(_job(phantom.night_2, bundle, str(tmp_path), max_hours=9))
+    assert (second.state, second.not_scored, second.already_done) == ("complete", 0, 0)
+    assert _ids(str(tmp_path)) == _expected(phantom.night_2)
+    assert first.run_key != second.run_key
+
+
+@pytest.mark.usefixtures("cluster")
+def test_retried_failures_are_replaced(bundle: Bundle, phantom: PhantomArchive, tmp_path: Path) -> None:
+    first = _run(_job(phantom.night_1, bundle, str(tmp_path), decode={"max_bytes": 20_000}))
+    assert first.failures_by_code["too_large"] > 0
+    second = _run(_job(phantom.night_1, bundle, str(tmp_path), retry_failed=("too_large",)))
+    assert second.retried == second.scored + second.failed == first.failures_by_code["too_large"]
+    assert _ids(str(tmp_path)) == _expected(phantom.night_1)
+    failures = tables.read(str(tmp_path), "failures")
+    assert failures is not None
+    assert failures.num_rows == first.failed - second.retried + second.failed
+    assert "too_large" not in failures["error_code"].to_pylist()
+
+
+@pytest.mark.usefixtures("cluster")
+def test_budget_of_one_code_and_examples_of_reasons(bundle: Bundle, phantom: PhantomArchive, tmp_path: Path) -> None:
+    budget = {"max_failure_fraction": 1.0, "by_code": {"truncated": 0.0, "no_pixels": 1.0}}
+    summary = _run(_job(str(Path(phantom.night_1) / "incoming"), bundle, str(tmp_path), budget=budget))
+    assert summary.over_budget == ("truncated",)
+    failures = tables.read(str(tmp_path), "failures", ["image_id", "error_code"])
+    assert failures is not None
+    codes = dict(zip(failures["image_id"].to_pylist(), failures["error_code"].to_pylist(), strict=True))
+    assert summary.reasons[0].error_code == "unsupported_format"
+    for reason in summary.reasons:
+        assert 1 <= len(reason.examples) <= 3
+        assert {codes[image_id] for image_id in reason.examples} == {reason.error_code}
+
+
+@pytest.mark.usefixtures("cluster")
+def test_runs_row_tells_what_the_run_cost(bundle: Bundle, phantom: PhantomArchive, tmp_path: Path) -> None:
+    _run(_job(phantom.night_2, bundle, str(tmp_path)))
+    runs = tables.read(str(tmp_path), "runs")
+    assert runs is not None
+    row = runs.to_pylist()[0]
+    size = sum(list_archive(ArchiveConfig(uri=phantom.night_2)).objects["size"].to_pylist())
+    assert row["bytes_read"] == size
+    assert row["peak_memory_bytes"] > 50 << 20
+    for stage in ("list", "read", "decode", "preprocess", "predict", "write"):
+        assert row[f"{stage}_seconds"] > 0, stage
+
+
+def test_dry_run_counts_and_writes_nothing(bundle: Bundle, phantom: PhantomArchive, tmp_path: Path) -> None:
+    counts = preview(_job(phantom.night_2, bundle, str(tmp_path / "output")))
+    assert (counts["to_score"], counts["already_done"]) == (phantom.night_2_objects, 0)
+    assert not (tmp_path / "output").exists()
+
+
+def test_unknown_error_code_is_refused(bundle: Bundle, phantom: PhantomArchive, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="truncated"):
+        preview(_job(phantom.night_2, bundle, str(tmp_path), retry_failed=("truncted",)))
 
 
 def test_killed_driver_is_finished_by_the_same_command(

@@ -20,8 +20,10 @@ from medvision_ray.demo.archive import PhantomArchive
 from medvision_ray.imaging.errors import DecodeError, ErrorCode
 from medvision_ray.privacy import Pseudonymiser
 from medvision_ray.scoring.isolated import IsolatedReader
-from medvision_ray.scoring.objects import ObjectReader
-from medvision_ray.scoring.worker import ScoringWorker, WorkerSettings
+from medvision_ray.scoring.objects import Effort, ObjectReader
+from medvision_ray.scoring.preparing import WorkerSettings
+from medvision_ray.scoring.rows import EFFORT_FIELDS
+from medvision_ray.scoring.worker import ScoringWorker
 
 KEY = Pseudonymiser(b"k" * 32)
 
@@ -37,7 +39,12 @@ def _block(archive: PhantomArchive) -> pa.Table:
 
 def _comparable(rows: pa.Table) -> list[dict[str, object]]:
     return [
-        {k: v for k, v in row.items() if k not in ("scored_at", "failed_at", "attempts")} for row in rows.to_pylist()
+        {
+            k: v
+            for k, v in row.items()
+            if k not in ("scored_at", "failed_at", "attempts", *(item.name for item in EFFORT_FIELDS))
+        }
+        for row in rows.to_pylist()
     ]
 
 
@@ -92,7 +99,7 @@ def test_block_that_killed_its_worker_is_prepared_apart_with_the_same_rows(
     rows: pa.Table, bundle: Bundle, phantom: PhantomArchive, tmp_path: Path
 ) -> None:
     block = _block(phantom)
-    marker = tmp_path / "inflight" / str(block["image_id"][0].as_py())
+    marker = tmp_path / "inflight" / f"prepare-{block['image_id'][0].as_py()}"
     storage.write_bytes(str(marker), b'{"attempts": 1}')
     again = ScoringWorker(_settings(bundle, tmp_path))(block)
     assert _comparable(again) == _comparable(rows)
@@ -101,7 +108,7 @@ def test_block_that_killed_its_worker_is_prepared_apart_with_the_same_rows(
 
 def test_block_that_kills_every_worker_is_given_up(bundle: Bundle, phantom: PhantomArchive, tmp_path: Path) -> None:
     block = _block(phantom).slice(0, 3)
-    storage.write_bytes(str(tmp_path / "inflight" / str(block["image_id"][0].as_py())), b'{"attempts": 3}')
+    storage.write_bytes(str(tmp_path / "inflight" / f"prepare-{block['image_id'][0].as_py()}"), b'{"attempts": 3}')
     given_up = ScoringWorker(_settings(bundle, tmp_path))(block)
     assert given_up["error_code"].to_pylist() == ["worker_crash"] * 3
 
@@ -123,7 +130,7 @@ def test_isolated_object_over_its_time_is_a_timeout_and_the_next_one_works(phant
     reader = _isolated(max_seconds=0.0001)
     uri, etag = _good_object(phantom)
     with pytest.raises(DecodeError) as caught:
-        reader.prepare(uri, etag)
+        reader.prepare(uri, etag, Effort())
     assert caught.value.code is ErrorCode.TIMEOUT
     reader.close()
 
@@ -131,20 +138,20 @@ def test_isolated_object_over_its_time_is_a_timeout_and_the_next_one_works(phant
 def test_isolated_child_that_dies_costs_one_object(phantom: PhantomArchive) -> None:
     reader = _isolated()
     uri, etag = _good_object(phantom)
-    assert reader.prepare(uri, etag).pixels.shape[1:] == (1, 64, 64)
+    assert reader.prepare(uri, etag, Effort()).pixels.shape[1:] == (1, 64, 64)
     child = reader._child
     assert child is not None
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
     with pytest.raises(DecodeError) as caught:
-        reader.prepare(uri, etag)
+        reader.prepare(uri, etag, Effort())
     assert caught.value.code is ErrorCode.WORKER_CRASH
-    assert reader.prepare(uri, etag).pixels.dtype == np.uint8
+    assert reader.prepare(uri, etag, Effort()).pixels.dtype == np.uint8
     reader.close()
 
 
 def test_watchdog_ends_a_process_that_hangs(tmp_path: Path) -> None:
-    code = "from medvision_ray.scoring.worker import _Watchdog\nimport time\nwith _Watchdog(0.2):\n    time.sleep(30)\n"
+    code = "from medvision_ray.scoring.preparing import Watchdog\nimport time\nwith Watchdog(0.2, 1 << 30):\n    time.sleep(30)\n"
     import subprocess
     import sys
 

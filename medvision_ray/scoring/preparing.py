@@ -1,0 +1,193 @@
+"""A block of objects, read ahead, decoded and preprocessed one after another; suspects apart.
+
+Before work on a block begins, a marker is left in the run's folder. Whoever finds the marker of an
+earlier attempt knows that the block killed its worker, and prepares each of its objects in a
+process of its own: the object at fault gets a failure row and the others their predictions.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from medvision_ray import storage
+from medvision_ray.config import DecodeConfig, PreprocessConfig, ScoringConfig
+from medvision_ray.errors import StorageError
+from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
+from medvision_ray.privacy import Pseudonymiser
+from medvision_ray.scoring.isolated import IsolatedReader
+from medvision_ray.scoring.objects import Effort, Failure, ObjectReader, PreparedObject
+
+_READ_AHEAD_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What an actor needs to know.
+
+    Attributes:
+        deadline: Unix time from which no further object is begun; None is no limit.
+    """
+
+    bundle_uri: str
+    run_folder: str
+    scoring: ScoringConfig
+    decode: DecodeConfig
+    pseudonymiser: Pseudonymiser
+    deadline: float | None = None
+
+    @property
+    def past_deadline(self) -> bool:
+        """Whether the run's time is over."""
+        return self.deadline is not None and time.time() >= self.deadline
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one object on its way to the model."""
+
+    entry: dict[str, Any]
+    result: PreparedObject | Failure
+    effort: Effort
+    attempts: int
+
+
+@contextmanager
+def block_attempt(run_folder: str, step: str, first_id: int) -> Iterator[int]:
+    """Mark a block as being worked on; gives the number of earlier attempts that did not end.
+
+    Args:
+        step: `prepare` or `predict`: a block that killed one may pass the other.
+        first_id: image_id of the block's first object.
+    """
+    marker = storage.join(run_folder, "inflight", f"{step}-{first_id}")
+    try:
+        earlier = int(json.loads(storage.read_bytes(marker))["attempts"])
+    except StorageError as error:
+        if error.code != "not_found":
+            raise
+        earlier = 0
+    storage.write_bytes(marker, json.dumps({"attempts": earlier + 1}).encode())
+    yield earlier
+    storage.delete_object(marker)  # not in `finally`: an attempt that raised has not ended either
+
+
+class Preparer:
+    """Prepares blocks; state is a thread pool that reads ahead and a watchdog."""
+
+    def __init__(self, settings: WorkerSettings, preprocess: PreprocessConfig) -> None:
+        self._settings = settings
+        self._reader = ObjectReader(settings.decode, preprocess, settings.pseudonymiser)
+        self._pool = ThreadPoolExecutor(settings.scoring.read_threads, thread_name_prefix="read")
+        self._watchdog = Watchdog(settings.decode.max_seconds, settings.decode.max_memory_bytes)
+
+    def prepare(self, entries: list[dict[str, Any]], earlier: int) -> Iterator[Outcome]:
+        """Outcomes in the order of the inventory rows; they end early at the deadline.
+
+        Args:
+            earlier: attempts at this block that killed their worker.
+        """
+        attempts = earlier + 1
+        if earlier >= self._settings.scoring.max_attempts:
+            lost = Failure.of(DecodeError(ErrorCode.WORKER_CRASH, Stage.DECODE, attempts=earlier))
+            yield from (Outcome(entry, lost, Effort(), earlier) for entry in entries)
+            return
+        each = self._each_alone(entries) if earlier else self._each(entries)
+        for entry, (result, effort) in zip(entries, each, strict=False):
+            yield Outcome(entry, result, effort, attempts)
+            if self._settings.past_deadline:
+                return
+
+    def _each(self, entries: list[dict[str, Any]]) -> Iterator[tuple[PreparedObject | Failure, Effort]]:
+        """Bytes are read ahead by threads, bounded in number and in bytes."""
+        ahead: deque[tuple[Future[bytes], Effort, int]] = deque()
+        budget = _READ_AHEAD_BYTES
+        following = 0
+        for _ in entries:
+            while following < len(entries) and len(ahead) <= 2 * self._settings.scoring.read_threads:
+                entry = entries[following]
+                if ahead and entry["size"] > budget:
+                    break
+                effort = Effort()
+                reading = self._pool.submit(self._reader.read, entry["uri"], entry["etag"], effort)
+                ahead.append((reading, effort, entry["size"]))
+                budget -= entry["size"]
+                following += 1
+            future, effort, size = ahead.popleft()
+            with self._watchdog:
+                result = _caught(lambda future=future, effort=effort: self._reader.prepare(future.result(), effort))
+            budget += size
+            yield result, effort
+
+    def _each_alone(self, entries: list[dict[str, Any]]) -> Iterator[tuple[PreparedObject | Failure, Effort]]:
+        """Each in a child process with limits."""
+        child = IsolatedReader(self._reader)
+        try:
+            for entry in entries:
+                effort = Effort()
+                yield (
+                    _caught(lambda entry=entry, effort=effort: child.prepare(entry["uri"], entry["etag"], effort)),
+                    effort,
+                )
+        finally:
+            child.close()
+
+
+def _caught(prepare: Any) -> PreparedObject | Failure:
+    """The prepared object or the reason why not; a defect of a decoder costs its own object only."""
+    try:
+        ready: PreparedObject = prepare()
+    except DecodeError as error:
+        return Failure.of(error)
+    except StorageError:
+        raise  # the credentials of the whole run
+    except (Exception, SystemExit) as error:
+        return Failure.of(DecodeError(ErrorCode.INTERNAL_ERROR, exception=type(error).__name__[:64]))
+    return ready
+
+
+class Watchdog:
+    """Ends this process when one object takes too long or too much memory: native code cannot be interrupted otherwise.
+
+    The block is then tried again with each object in a process of its own. Memory is resident
+    memory above that at the object's start; without this the node's out-of-memory killer decides.
+    """
+
+    def __init__(self, limit_seconds: float, limit_bytes: int) -> None:
+        self._limit_seconds = limit_seconds
+        self._limit_bytes = limit_bytes
+        self._busy: tuple[float, int] | None = None
+        threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
+
+    def __enter__(self) -> None:
+        self._busy = (time.monotonic(), resident_bytes())
+
+    def __exit__(self, *_: object) -> None:
+        self._busy = None
+
+    def _watch(self) -> None:
+        pause = threading.Event()
+        while not pause.wait(min(0.25, self._limit_seconds / 4)):
+            busy = self._busy
+            if busy is None:
+                continue
+            started, before = busy
+            if time.monotonic() - started > self._limit_seconds or resident_bytes() - before > self._limit_bytes:
+                os._exit(1)
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process."""
+    try:
+        with open("/proc/self/statm") as stream:
+            return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # not Linux: no memory limit, the time limit stays
+        return 0

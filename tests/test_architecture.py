@@ -21,7 +21,7 @@ FLOORS = (
     ("config",),
     ("storage", "listing", "s3", "s3_listing", "retry", "tables", "privacy", "cluster"),
     ("imaging",),
-    ("archive", "learning", "bundle", "model_card"),
+    ("archive", "learning", "bundle", "model_card", "verification"),
     (
         "scoring",
         "learning.train",
@@ -32,7 +32,7 @@ FLOORS = (
         "evaluation",
     ),
     ("serving", "reporting", "demo"),
-    ("cli", "__main__", "jobs"),
+    ("cli", "cli_tables", "__main__", "jobs"),
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +18,8 @@ import pyarrow.dataset as pads
 from numpy.typing import NDArray
 
 from medvision_ray import storage
-from medvision_ray.errors import MedVisionError
+from medvision_ray.errors import MedVisionError, StorageError
+from medvision_ray.retry import retrying
 from medvision_ray.tables.schema import PARTITIONS, PROBABILITY, known_schema
 
 TARGET_FILE_BYTES = 128 << 20
@@ -25,6 +27,7 @@ _ATTEMPTS = 8
 _LONGEST_PAUSE_SECONDS = 2.0
 
 Replacing = tuple[str, NDArray[np.int64]]
+Batches = Iterable[pa.RecordBatch] | Callable[[], Iterable[pa.RecordBatch]]
 
 
 def address(output: str, name: str) -> str:
@@ -36,8 +39,12 @@ def open_table(output: str, name: str) -> Any:
     """The newest version as a `deltalake.DeltaTable`, or None where there is no table yet.
 
     Raises:
-        MedVisionError: the store refused.
+        StorageError: the store refused.
     """
+    return retrying(partial(_open, output, name), address(output, name))
+
+
+def _open(output: str, name: str) -> Any:
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError, TableNotFoundError
 
@@ -46,8 +53,8 @@ def open_table(output: str, name: str) -> Any:
         return DeltaTable(storage.table_uri(place), storage_options=storage.table_options(place))
     except TableNotFoundError:
         return None
-    except (DeltaError, OSError):
-        raise MedVisionError(f"Expected to open the table at {place}, but the store or its log refused.") from None
+    except (DeltaError, OSError) as error:
+        raise storage.table_error(error, place) from None
 
 
 def is_committed(output: str, name: str, run_key: str) -> bool:
@@ -60,7 +67,7 @@ def commit(
     output: str,
     name: str,
     schema: pa.Schema,
-    batches: Iterable[pa.RecordBatch],
+    batches: Batches,
     run_key: str,
     *,
     replacing: Replacing | None = None,
@@ -68,11 +75,13 @@ def commit(
     """Commit a run's rows in one commit; False when this run has committed here before.
 
     Columns that the table lacks are added (older rows read as null); columns that only the table has
-    (a newer version wrote them) are null in these rows. When another run's commit comes between, this
-    one is tried again; a generator can be read only once, so with one the error says to run again.
+    (a newer version wrote them) are null in these rows. When another run's commit comes between or the
+    store fails for a while, this one is tried again; a generator can be read only once, so with one the
+    error says to run again.
 
     Args:
-        batches: streamed, so that memory stays bounded; held in memory with `replacing`.
+        batches: streamed, so that memory stays bounded; held in memory with `replacing`. A function that
+            starts the stream anew can be tried again, a generator cannot.
         replacing: `(model_id, image_ids)`: this model's earlier rows of these images go in the same commit.
             At most one earlier row an image; every new row is of this model, one an image.
 
@@ -80,18 +89,25 @@ def commit(
         MedVisionError: a column has another type in the table, or the store refused the commit.
     """
     if replacing is not None:
-        batches = list(batches)
+        batches = list(batches() if callable(batches) else batches)
+    place, once = address(output, name), isinstance(batches, Iterator)
+    attempt_commit = partial(_attempt, output, name, schema, batches, run_key, replacing=replacing)
     for attempt in range(_ATTEMPTS):
-        outcome = _attempt(output, name, schema, batches, run_key, replacing=replacing)
+        try:
+            outcome = attempt_commit() if once else retrying(attempt_commit, place)
+        except StorageError as error:
+            if not (once and error.transient):
+                raise
+            break
         if outcome in ("committed", "known"):
             return outcome == "committed"
-        if outcome == "refused" or isinstance(batches, Iterator):
+        if outcome == "refused" or once:
             break
         time.sleep(random.uniform(0, min(0.1 * 2**attempt, _LONGEST_PAUSE_SECONDS)))
     if is_committed(output, name, run_key):  # another process of the same run was first
         return False
     raise MedVisionError(
-        f"Expected to commit to the table at {address(output, name)}, but the store refused, the rows could not be read, "
+        f"Expected to commit to the table at {place}, but the store refused, the rows could not be read, "
         "or another run committed at the same moment. Nothing of this commit is visible; the same command goes on."
     )
 
@@ -100,11 +116,16 @@ def _attempt(
     output: str,
     name: str,
     schema: pa.Schema,
-    batches: Iterable[pa.RecordBatch],
+    batches: Batches,
     run_key: str,
     *,
     replacing: Replacing | None,
 ) -> Literal["committed", "known", "conflict", "refused"]:
+    """One try. A commit whose answer was lost is found by the next one, which looks for its transaction first.
+
+    Raises:
+        StorageError: the store failed or refused.
+    """
     from deltalake.exceptions import CommitFailedError, DeltaError
 
     try:
@@ -112,13 +133,17 @@ def _attempt(
         if table.transaction_version(run_key) is not None:
             return "known"
         _assert_same_types(table, schema, address(output, name))
+        stream = batches() if callable(batches) else batches
         if replacing is not None and len(replacing[1]):
-            _replace(table, pa.Table.from_batches(batches, schema), replacing, run_key)
+            _replace(table, pa.Table.from_batches(stream, schema), replacing, run_key)
         else:
-            _append(table, schema, batches, run_key)
+            _append(table, schema, stream, run_key)
     except CommitFailedError:
         return "conflict"
-    except (DeltaError, OSError):
+    except (DeltaError, OSError) as error:
+        problem = storage.table_error(error, address(output, name))
+        if problem.transient or problem.code != "read_error":
+            raise problem from None
         return "refused"
     return "committed"
 
@@ -129,7 +154,7 @@ def _open_or_create(output: str, name: str, schema: pa.Schema) -> Any:
     A commit through this object fails if the same transaction came after that version. Naming the
     table by its address instead would open a newer version and commit the same rows twice.
     """
-    table = open_table(output, name)
+    table = _open(output, name)
     if table is not None:
         return table
     from deltalake import DeltaTable
@@ -143,7 +168,7 @@ def _open_or_create(output: str, name: str, schema: pa.Schema) -> Any:
         partition_by=PARTITIONS[name] or None,
         storage_options=storage.table_options(place),
     )
-    return open_table(output, name)
+    return _open(output, name)
 
 
 def _properties(run_key: str) -> Any:
@@ -244,4 +269,12 @@ def read(
     found = dataset(output, name, columns or ())
     if found is None:
         return None
-    return found.to_table(columns=list(columns) if columns else None, filter=condition)
+    place = address(output, name)
+
+    def scan() -> pa.Table:
+        try:
+            return found.to_table(columns=list(columns) if columns else None, filter=condition)
+        except OSError as error:
+            raise storage.table_error(error, place) from None
+
+    return retrying(scan, place)

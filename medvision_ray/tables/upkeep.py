@@ -9,6 +9,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 
 from medvision_ray import storage
 from medvision_ray.errors import MedVisionError, StorageError, UsageError
@@ -53,12 +54,14 @@ class Vacuumed:
 
     Attributes:
         files: paths below the table.
+        bytes: their sizes together.
         deleted: False after a look only.
     """
 
     table: str
     files: list[str]
-    retain_hours: float
+    bytes: int
+    retain_hours: int
     deleted: bool
 
 
@@ -180,18 +183,26 @@ def vacuum(
             f"Expected --retain-hours of at least {MIN_RETAIN_HOURS}, but got {retain_hours:g}: files of a run that is "
             "publishing, or that a job is reading, would go. With --force you say that there is none."
         )
+    hours = int(retain_hours)  # deltalake counts whole hours
     done = []
     for name in _existing(output):
         table = open_table(output, name)
-        hours = int(retain_hours)
         try:
             files = table.vacuum(hours, dry_run=True, enforce_retention_duration=False, full=True)
-            if files and delete:
-                files = table.vacuum(hours, dry_run=False, enforce_retention_duration=False, full=True)
+            sizes = _sizes(address(output, name), files)
+            if sizes and delete:
+                table.vacuum(hours, dry_run=False, enforce_retention_duration=False, full=True)
         except (DeltaError, OSError):
             raise MedVisionError(f"Expected to vacuum {address(output, name)}, but the store refused.") from None
-        done.append(Vacuumed(name, sorted(files), hours, delete))
+        done.append(Vacuumed(name, sorted(sizes), sum(sizes.values()), hours, delete))
     return done
+
+
+def _sizes(place: str, paths: list[str]) -> dict[str, int]:
+    """Those that are there: deltalake names files that an earlier vacuum took, until the log forgets them."""
+    filesystem, root = storage.filesystem(place)
+    infos = filesystem.get_file_info([f"{root}/{path}" for path in paths])
+    return {path: info.size for path, info in zip(paths, infos, strict=True) if info.type == pafs.FileType.File}
 
 
 def history(output: str, limit: int | None = None) -> list[Commit]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from datetime import datetime
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from medvision_ray import storage
+from medvision_ray import listing, storage
 from medvision_ray.config import ArchiveConfig
 from medvision_ray.config.since import parse_since
 
@@ -26,7 +28,7 @@ class Selection:
 
     def __init__(self, config: ArchiveConfig, now: datetime) -> None:
         self.listed = self.outside = self.excluded = self.older = 0
-        self._root = storage.absolute(config.uri).rstrip("/") + "/"
+        self._roots = _spellings(storage.absolute(config.uri).rstrip("/") + "/")
         self._prefixes = outermost(config.prefix)
         self._include = None if "**" in config.include else _any_of(config.include)
         self._exclude = _any_of(config.exclude) if config.exclude else None
@@ -60,11 +62,22 @@ class Selection:
         return kept
 
     def _below_root(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        inside = batch.filter(pc.starts_with(batch["uri"], self._root))
-        self.outside += batch.num_rows - inside.num_rows
-        self.excluded += batch.num_rows - inside.num_rows
-        paths = pc.utf8_slice_codeunits(inside["uri"], len(self._root))
-        return inside.set_column(0, inside.schema.field("path"), paths)
+        below = [pc.starts_with(batch["uri"], root) for root in self._roots]
+        inside = pc.sum(_or(below)).as_py() or 0
+        self.outside += batch.num_rows - inside
+        self.excluded += batch.num_rows - inside
+        paths = batch["path"]
+        for root, mask in zip(self._roots, below, strict=True):
+            paths = pc.if_else(mask, pc.utf8_slice_codeunits(batch["uri"], len(root)), paths)
+        return batch.set_column(0, batch.schema.field("path"), paths).filter(_or(below))
+
+
+def _spellings(root: str) -> tuple[str, ...]:
+    """How addresses below a folder begin: those of names that are not UTF-8 as file://, percent-encoded."""
+    if storage.scheme_of(root) != "file":
+        return (root,)
+    quoted = f"file://{quote(os.fsencode(root))}"
+    return (quoted,) if listing.spelled([root])[0].as_py() == quoted else (root, quoted)
 
 
 def outermost(prefixes: Sequence[str]) -> tuple[str, ...]:

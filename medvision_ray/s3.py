@@ -199,7 +199,7 @@ def _delete_page(bucket: str, keys: list[str], uri: str) -> None:
         request = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
         refused = s3_client().delete_objects(Bucket=bucket, Delete=request).get("Errors", ())
     for item in refused:  # an answer of 200 can hold errors key by key
-        raise _meaning(str(item.get("Code", "")), 0, uri)
+        raise meaning_of(str(item.get("Code", "")), 0, uri)
 
 
 @contextmanager
@@ -224,7 +224,7 @@ def s3_error(error: Exception, uri: str) -> StorageError:
         code, status = str(error.response.get("Error", {}).get("Code", "")), answer.get("HTTPStatusCode", 0)
         if error.operation_name == "HeadObject" and status in (400, 403):
             code = _reason_behind_head(uri) or code
-        return _meaning(code, status, uri, _seconds(answer.get("HTTPHeaders", {}).get("retry-after", "")))
+        return meaning_of(code, status, uri, _seconds(answer.get("HTTPHeaders", {}).get("retry-after", "")))
     lacking = (
         boto.NoCredentialsError,
         boto.PartialCredentialsError,
@@ -236,7 +236,7 @@ def s3_error(error: Exception, uri: str) -> StorageError:
         boto.ConfigParseError,
     )
     if isinstance(error, lacking):
-        return _meaning("InvalidToken", 0, uri)
+        return meaning_of("InvalidToken", 0, uri)
     broken = (boto.HTTPClientError, boto.ConnectionError, boto.IncompleteReadError, boto.FlexibleChecksumError)
     if isinstance(error, (*broken, ResponseParserError, HTTPError, OSError)):
         return StorageError(f"{uri} could not be read or written: the connection failed.", transient=True)
@@ -245,7 +245,7 @@ def s3_error(error: Exception, uri: str) -> StorageError:
     raise error
 
 
-def _meaning(code: str, status: int, uri: str, retry_after: float = 0.0) -> StorageError:
+def meaning_of(code: str, status: int, uri: str, retry_after: float = 0.0) -> StorageError:
     """The StorageError for an error code and an HTTP status of S3."""
     if code in ("NoSuchKey", "NoSuchBucket", "NoSuchVersion", "404"):
         return StorageError(f"Expected an object at {uri}, but there is none.", code="not_found")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import stat
 from collections.abc import Callable
 from functools import lru_cache
@@ -24,6 +25,7 @@ from medvision_ray.s3 import (
     delete_below_s3,
     delete_s3,
     exists_s3,
+    meaning_of,
     put_s3,
     read_s3,
     s3_client,  # noqa: F401 - tests make their buckets with it
@@ -251,12 +253,26 @@ def table_options(uri: str) -> dict[str, str]:
     """Options with which `deltalake` opens the same place."""
     if scheme_of(uri) != "s3":
         return {}
-    options = {"conditional_put": "etag"}
+    # Its own layer repeats single requests of a long commit (10 times, 15 s apart at most); what breaks in a body or
+    # loses the answer to a conditional put it does not repeat: `table_error` says whether the whole call may be.
+    options = {"conditional_put": "etag", "retry_timeout": "90s", "connect_timeout": f"{_CONNECT_SECONDS}s"}
     endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
     if endpoint:
         options["AWS_ENDPOINT_URL"] = endpoint
         options["AWS_ALLOW_HTTP"] = str(endpoint.startswith("http://")).lower()
     return options
+
+
+def table_error(error: Exception, uri: str) -> StorageError:
+    """What an error of deltalake at this place means; its text, which quotes the store's answer, is dropped."""
+    text = str(error)
+    answer = re.search(r"<Code>(\w+)</Code>", text)
+    if answer:
+        return meaning_of(answer[1], 0, uri)
+    if "lacked the necessary privileges" in text:
+        return StorageError(f"The store refused access to {uri}; check its policy.", code="access_denied")
+    remote = scheme_of(uri) != "file" and (isinstance(error, OSError) or "HTTP error" in text)
+    return StorageError(f"The table at {uri} could not be read or written.", transient=remote)
 
 
 def table_uri(uri: str) -> str:

@@ -155,7 +155,8 @@ def _commit(
         ("predictions", SCORED, tables.predictions_schema(classes)),
         ("failures", FAILED, tables.FAILURES),
     ):
-        rows = _stream(files.dataset(working_schema(classes)), kept.keep, status, target, constants)
+        # A function, not its generator: a commit that the store broke off is tried again from the first row.
+        rows = partial(_stream, files.dataset(working_schema(classes)), kept.keep, status, target, constants)
         replacing = (identity.model_id, kept.rows["image_id"].to_numpy()) if retries and name == "failures" else None
         tables.commit(output, name, target, rows, identity.run_key, replacing=replacing)
 

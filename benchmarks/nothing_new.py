@@ -195,6 +195,18 @@ def _committed(rows: pa.Table, schema: pa.Schema, facts: tuple[str, date, str], 
         yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
+def make(folder: Path, kind: str, objects: int) -> None:
+    """One archive and its tables, unless they are there."""
+    from medvision_ray.bundle import load_bundle
+
+    folder.mkdir(parents=True, exist_ok=True)
+    bundle = make_bundle(folder / "bundle")
+    place = folder / f"archive-{kind}"
+    options = make_files(place, objects) if kind == "local" else make_inventory(place, objects, kind)
+    make_tables(folder / f"output-{kind}", options, load_bundle(bundle).model_id)
+    (folder / f"archive-{kind}.json").write_text(json.dumps(options))
+
+
 def night(options: dict[str, str], bundle: str, output: Path, objects: int) -> dict[str, float]:
     """One `medvision score` of its own process; what it says is checked."""
     settings = {**options, "bundle": bundle, "output": str(output), "privacy.demo_key": "true"}
@@ -227,27 +239,25 @@ def main() -> None:
     parser.add_argument("--objects", type=int, default=1_000_000)
     parser.add_argument("--archives", default="parquet,csv,local")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--make", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    from medvision_ray.bundle import load_bundle
-
     folder = Path(options.folder).resolve() / str(options.objects)
-    folder.mkdir(parents=True, exist_ok=True)
-    bundle = make_bundle(folder / "bundle")
-    model_id = load_bundle(bundle).model_id
-    archives, making = {}, {}
-    for kind in options.archives.split(","):
+    kinds = options.archives.split(",")
+    if options.make:
+        make(folder, options.make, options.objects)
+        return
+    making = {}
+    for kind in kinds:
         started = time.monotonic()
-        place = folder / f"archive-{kind}"
-        archives[kind] = (
-            make_files(place, options.objects) if kind == "local" else make_inventory(place, options.objects, kind)
-        )
-        make_tables(folder / f"output-{kind}", archives[kind], model_id)
+        # By a process of its own: a child's peak memory counts what its parent held when it was forked.
+        subprocess.run([sys.executable, __file__, *sys.argv[1:], "--make", kind], check=True)
         making[kind] = round(time.monotonic() - started, 1)
         sys.stderr.write(f"{kind}: made or found in {making[kind]} s\n")
+    archives = {kind: json.loads((folder / f"archive-{kind}.json").read_text()) for kind in kinds}
     runs: dict[str, list[dict[str, float]]] = {kind: [] for kind in archives}
     for _ in range(options.repeats):
         for kind, found in runs.items():
-            found.append(night(archives[kind], bundle, folder / f"output-{kind}", options.objects))
+            found.append(night(archives[kind], str(folder / "bundle"), folder / f"output-{kind}", options.objects))
             sys.stderr.write(f"{kind}: {found[-1]}\n")
     medians = {
         kind: {key: round(statistics.median(run[key] for run in found), 2) for key in found[0]}

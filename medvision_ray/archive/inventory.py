@@ -17,13 +17,12 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from medvision_ray import listing, storage, tables
+from medvision_ray.archive.ids import Ids, is_in, sorted_distinct
 from medvision_ray.archive.list_file import list_file_batches, stat_or_absent, with_versions
 from medvision_ray.archive.s3_inventory import inventory_batches
 from medvision_ray.archive.selection import Selection, outermost
 from medvision_ray.config import ArchiveConfig
 from medvision_ray.errors import MedVisionError, UsageError
-
-Ids = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 SCHEMA = pa.schema(
     [
@@ -135,7 +134,7 @@ def _first_of_each_uri(objects: pa.Table) -> pa.Table:
 
 def _assert_distinct(objects: pa.Table) -> None:
     ids = objects["image_id"].to_numpy()
-    if len(np.unique(ids)) != len(ids):
+    if len(sorted_distinct([ids])) != len(ids):
         raise MedVisionError(
             "Expected every listed object to have its own image_id, but two are equal: an object is listed twice."
         )
@@ -172,11 +171,11 @@ def only_new(
     again = failed_ids(output, model_id, retry_failed)
     done = committed_ids(output, model_id, again)
     ids = inventory.objects["image_id"].to_numpy()
-    known = _is_in(ids, done)
+    known = is_in(ids, done)
     objects = inventory.objects.filter(pa.array(~known)) if known.any() else inventory.objects
     if limit is not None:
         objects = objects.slice(0, limit)
-    retried = int(_is_in(objects["image_id"].to_numpy(), again).sum())
+    retried = int(is_in(objects["image_id"].to_numpy(), again).sum())
     return replace(inventory, objects=objects, already_done=int(known.sum()), retried=retried)
 
 
@@ -186,8 +185,8 @@ def committed_ids(output: str, model_id: str, again: Ids | None = None) -> Ids:
     predictions = tables.read(output, "predictions", ["image_id"], condition)
     parts = [] if predictions is None else [predictions["image_id"].to_numpy()]
     failed = failed_ids(output, model_id)
-    parts.append(failed if again is None else failed[~_is_in(failed, again)])
-    return np.unique(np.concatenate(parts))
+    parts.append(failed if again is None else failed[~is_in(failed, again)])
+    return sorted_distinct(parts)
 
 
 def failed_ids(output: str, model_id: str, codes: bool | tuple[str, ...] = True) -> Ids:
@@ -196,17 +195,7 @@ def failed_ids(output: str, model_id: str, codes: bool | tuple[str, ...] = True)
     if isinstance(codes, tuple):
         condition &= pads.field("error_code").isin(codes)
     rows = tables.read(output, "failures", ["image_id"], condition) if codes else None
-    return np.unique(rows["image_id"].to_numpy()) if rows is not None else np.empty(0, np.int64)
-
-
-def _is_in(ids: Ids, known: Ids) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
-    """Which ids are among the sorted `known`."""
-    if len(known) == 0:
-        return np.zeros(len(ids), bool)
-    found: np.ndarray[tuple[int], np.dtype[np.bool_]] = (
-        known[np.minimum(np.searchsorted(known, ids), len(known) - 1)] == ids
-    )
-    return found
+    return sorted_distinct([] if rows is None else [rows["image_id"].to_numpy()])
 
 
 _COUNTS = tuple(field.name for field in fields(Inventory) if field.name != "objects")

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from medvision_ray import storage, tables
+from medvision_ray.archive.ids import is_in, sorted_distinct
 from medvision_ray.archive.inventory import Inventory, failed_ids
 from medvision_ray.errors import MedVisionError
 from medvision_ray.scoring.pipeline import CommittedRows
@@ -105,7 +106,7 @@ def _keep(output: str, identity: RunIdentity, files: CommittedRows, schema: pa.S
         else pa.table([pa.array([], schema.field(name).type) for name in columns], columns)
     )
     ids: Ids = keys["image_id"].to_numpy()
-    strangers = np.setdiff1d(ids, expected)
+    strangers = ids[~is_in(ids, np.sort(expected))]
     if len(strangers):
         raise MedVisionError(
             f"Expected rows of the {len(expected)} objects of the run, but {len(strangers)} rows belong to no object. "
@@ -113,9 +114,10 @@ def _keep(output: str, identity: RunIdentity, files: CommittedRows, schema: pa.S
         )
     keep: Mask = np.zeros(len(ids), np.bool_)
     keep[np.unique(ids, return_index=True)[1]] = True
-    elsewhere = _committed_elsewhere(output, identity, retries=inventory.retried > 0)
-    keep &= ~np.isin(ids, elsewhere)
-    done_elsewhere = int(np.isin(expected, elsewhere).sum())
+    # Where nothing is new there is nothing to look up: a million committed rows take seconds to read.
+    elsewhere = _committed_elsewhere(output, identity, retries=inventory.retried > 0) if len(expected) else expected
+    keep &= ~is_in(ids, elsewhere)
+    done_elsewhere = int(is_in(expected, elsewhere).sum())
     kept = keys.filter(pa.array(keep))
     return _Kept(keep, kept, done_elsewhere, len(expected) - done_elsewhere - kept.num_rows)
 
@@ -128,7 +130,7 @@ def _committed_elsewhere(output: str, identity: RunIdentity, *, retries: bool) -
         for name in (["predictions"] if retries else ["predictions", "failures"])
         if (rows := tables.read(output, name, ["image_id"], condition)) is not None
     ]
-    return np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+    return sorted_distinct(found)
 
 
 def _replaced_failures(output: str, identity: RunIdentity, folder: str, kept: _Kept) -> int:

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from medvision_ray import storage, tables
+from medvision_ray.archive.ids import is_in
 from medvision_ray.archive.inventory import Inventory, freeze, list_archive, only_new, read_frozen
 from medvision_ray.bundle import Bundle, load_bundle
 from medvision_ray.cluster import ray_session
@@ -208,7 +209,7 @@ def _missing(folder: str, inventory: Inventory, classes: tuple[str, ...]) -> pa.
     if not done.files:
         return inventory.objects
     ids = done.dataset(working_schema(classes)).to_table(columns=["image_id"])["image_id"].to_numpy()
-    return inventory.objects.filter(pa.array(~np.isin(inventory.objects["image_id"].to_numpy(), ids)))
+    return inventory.objects.filter(pa.array(~is_in(inventory.objects["image_id"].to_numpy(), np.sort(ids))))
 
 
 def _score_missing(

@@ -11,8 +11,8 @@ from urllib.parse import unquote
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from medvision_ray import storage, tables
@@ -21,12 +21,11 @@ from medvision_ray.errors import UsageError
 from medvision_ray.tables.delta import open_table, same_type
 
 _EXAMPLES = 5
-_BATCH_ROWS = 4096
+_BATCH_ROWS = 2048
 _SUM_TOLERANCE = 5e-3  # probabilities of a bfloat16 model, averaged over frames
 _KEYS = ("model_id", "run_key", "image_id")
 _NEVER_NULL = ("run_key", "model_id", "image_id", "uri", "etag")
-# A buffered stream, one column chunk at a time: memory does not grow with the file.
-_SCAN = pads.ParquetFragmentScanOptions(use_buffered_stream=True, buffer_size=1 << 20, pre_buffer=False)
+_BUFFER_BYTES = 1 << 20
 
 CHECKS = {
     "missing_file": "the log names a data file that is not there",
@@ -170,26 +169,18 @@ def _verify_table(
     table = open_table(output, name)
     if table is None:
         return None
-    dataset = table.to_pyarrow_dataset()
-    _verify_schema(name, dataset.schema, findings)
-    stated = {
-        unquote(item["path"]): item
-        for item in pa.table(table.get_add_actions(flatten=True))
-        .select(["path", "size_bytes", "num_records"])
-        .to_pylist()
-    }
-    there = _verify_files(tables.address(output, name), name, stated, findings)
+    _verify_schema(name, pa.schema(table.schema()), findings)
+    stated = {unquote(item["path"]): item for item in pa.table(table.get_add_actions(flatten=True)).to_pylist()}
+    place = tables.address(output, name)
+    there = _verify_files(place, name, stated, findings)
     total = 0
-    for fragment in dataset.get_fragments():
-        path = fragment.path.lstrip("/")
-        if path not in there:
-            continue
+    for path in there:
         read = 0
         try:
-            for batch in _scan(fragment, dataset.schema, run_key):
+            for batch in _scan(place, path, stated[path], run_key):
                 read += batch.num_rows
                 _verify_batch(name, batch, run_key, rows, findings)
-        except (pa.ArrowException, OSError):
+        except (pa.ArrowInvalid, OSError):
             findings.add("unreadable_file", name, "", [path])
             continue
         if stated[path]["num_records"] not in (None, read):
@@ -198,31 +189,45 @@ def _verify_table(
     return total, len(stated)
 
 
-def _scan(fragment: Any, schema: pa.Schema, run_key: str | None) -> Iterator[pa.RecordBatch]:
-    """Batches of one file: all columns, or the keys alone where none of its rows is of the run."""
-    options = {
-        "schema": schema,
-        "batch_size": _BATCH_ROWS,
-        "batch_readahead": 0,
-        "fragment_scan_options": _SCAN,
-        "use_threads": False,
+def _scan(place: str, path: str, stated: dict[str, Any], run_key: str | None) -> Iterator[pa.RecordBatch]:
+    """Batches of one file: all columns, or the keys alone where none of its rows is of the run.
+
+    `ParquetFile` keeps one batch in memory; a dataset's scanner would keep a whole row group, here the file.
+    """
+    filesystem, root = storage.filesystem(place)
+    with pq.ParquetFile(filesystem.open_input_file(f"{root}/{path}"), buffer_size=_BUFFER_BYTES) as file:
+        held = set(file.schema_arrow.names)
+        columns = None
+        if run_key is not None and "run_key" in held:
+            keys = file.iter_batches(_BATCH_ROWS, columns=["run_key"], use_threads=False)
+            if not any(run_key in batch["run_key"].to_pylist() for batch in keys):
+                columns = [name for name in _KEYS if name in held]
+        for batch in file.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False):
+            yield _as_in_table(batch, stated)
+
+
+def _as_in_table(batch: pa.RecordBatch, stated: dict[str, Any]) -> pa.RecordBatch:
+    """Text as `string` (a merge writes views, with which Arrow cannot compare), and the partition's value, which is in the log."""
+    columns = {
+        name: column.cast(pa.string()) if column.type == pa.string_view() else column
+        for name, column in zip(batch.schema.names, batch.columns, strict=True)
     }
-    of_run = run_key is None or fragment.count_rows(filter=pads.field("run_key") == run_key, schema=schema) > 0
-    columns = None if of_run else [name for name in _KEYS if name in schema.names]
-    yield from fragment.scanner(columns=columns, **options).to_batches()
+    if "partition.model_id" in stated:
+        columns["model_id"] = pa.array([stated["partition.model_id"]] * batch.num_rows, pa.string())
+    return pa.RecordBatch.from_pydict(columns)
 
 
-def _verify_files(place: str, name: str, stated: dict[str, Any], findings: _Findings) -> set[str]:
+def _verify_files(place: str, name: str, stated: dict[str, Any], findings: _Findings) -> list[str]:
     """Paths below the table that are there with the size that the log states."""
     filesystem, root = storage.filesystem(place)
-    there = set()
+    there = []
     for path, info in zip(stated, filesystem.get_file_info([f"{root}/{path}" for path in stated]), strict=True):
         if info.type == pafs.FileType.NotFound:
             findings.add("missing_file", name, "", [path])
         elif info.size != stated[path]["size_bytes"]:
             findings.add("file_size", name, "", [f"{path}: {stated[path]['size_bytes']} stated, {info.size} there"])
         else:
-            there.add(path)
+            there.append(path)
     return there
 
 
@@ -246,7 +251,7 @@ def _verify_batch(name: str, batch: pa.RecordBatch, run_key: str | None, rows: _
     if run_key is not None:
         batch = batch.filter(pc.equal(batch["run_key"], run_key))
     if not set(_NEVER_NULL) <= set(batch.schema.names) or batch.num_rows == 0:
-        return  # the keys alone, or an absent column, which is a finding already
+        return  # the keys alone; a column that the table lacks is a finding already
     ids = batch["image_id"].to_pylist()
     for column in _NEVER_NULL:
         if batch[column].null_count:

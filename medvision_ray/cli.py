@@ -5,52 +5,66 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import os
 import sys
-import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from medvision_ray import __version__
 from medvision_ray.cli_tables import add_tables_verb
-from medvision_ray.errors import MedVisionError, UsageError
-
-DONE, FAILED, USAGE, OVER_BUDGET = 0, 1, 2, 3
+from medvision_ray.ending import DONE, OVER_BUDGET, run_to_the_end
+from medvision_ray.errors import UsageError
+from medvision_ray.foreign import only_ours
+from medvision_ray.logs import FORMATS, Log, finite, open_log
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit code: 0 done, 1 failed, 2 wrong usage, 3 over the failure budget."""
-    options = _parser().parse_args(arguments)
-    _quiet()
+    """Run one verb; returns the exit code of `ending.Ending`: 0 done, 1 failed, 2 wrong usage, 3 over the failure budget, ..."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = argparse.Namespace(json="--json" in given, verb=None, begun=None)
+    refused: UsageError | None = None
     try:
-        code, result = options.run(options)
+        _parser().parse_args(given, options)
+        options.log = open_log(options.log_format, debug=options.debug)
     except UsageError as error:
-        return _refuse(options, error, USAGE)
-    except MedVisionError as error:
-        return _refuse(options, error, FAILED)
-    except KeyboardInterrupt:
-        sys.stderr.write("Interrupted; the same command goes on where this one stopped.\n")
-        return FAILED
+        options.log, refused = _log_before_options(given), error
+    options.log.configure(options.verb)
+    _quiet()
+
+    def run() -> tuple[int, dict[str, Any]]:
+        if refused is not None:
+            raise refused
+        code, result = options.run(options)
+        return int(code), result
+
+    with only_ours(options.log):
+        ending = run_to_the_end(run, options.log)
+        if options.begun is not None:
+            from medvision_ray.on_finish import conclude
+
+            conclude(options.verb, options.begun, ending, options.log)
+        options.log.end(f"{options.verb}: {ending.status}.", ending.exit_code, ending.status)
     if options.json:
-        sys.stdout.write(json.dumps(_finite(result), default=str) + "\n")
-    return int(code)
+        told = ending.result if ending.error is None else {"error": ending.error, "exit_code": ending.exit_code}
+        sys.stdout.write(json.dumps(finite(told), default=str) + "\n")
+    return ending.exit_code
 
 
-def _refuse(options: argparse.Namespace, error: MedVisionError, code: int) -> int:
-    sys.stderr.write(f"medvision: {error}\n")
-    if options.json:
-        sys.stdout.write(json.dumps({"error": str(error), "exit_code": code}) + "\n")
-    return code
+def _log_before_options(given: Sequence[str]) -> Log:
+    """The log of a command line that is refused: the format is still looked for."""
+    finder = _Parser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--log-format", choices=FORMATS)
+    try:
+        return open_log(finder.parse_known_args(given)[0].log_format, debug=False)
+    except UsageError:
+        return Log()
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: such numbers become null."""
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+class _Parser(argparse.ArgumentParser):
+    """A parser whose refusals end like every other refusal."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}\n{self.format_usage().strip()}")
 
 
 def _quiet() -> None:
@@ -60,19 +74,8 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _say(options: argparse.Namespace) -> Callable[[str], None]:
-    """Progress goes to standard error, so that standard output carries results alone."""
-    started = time.monotonic()
-
-    def say(text: str) -> None:
-        sys.stderr.write(f"[{time.monotonic() - started:6.1f} s] {text}\n")
-        sys.stderr.flush()
-
-    return say
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="medvision", description="Score and train on medical images with Ray.")
+    parser = _Parser(prog="medvision", description="Score and train on medical images with Ray.")
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     jobs = {
@@ -153,7 +156,28 @@ def _score_overrides(options: argparse.Namespace) -> list[str]:
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
+    """The options on output, which every verb has."""
     parser.add_argument("--json", action="store_true", help="print one JSON object last on standard output")
+    parser.add_argument(
+        "--log-format",
+        choices=FORMATS,
+        help="what standard error carries; `json` is one object a line (MEDVISION_LOG_FORMAT)",
+    )
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        help="show texts of libraries and of unexpected errors, which can hold identifiers (MEDVISION_DEBUG)",
+    )
+
+
+def _begin(options: argparse.Namespace, name: str) -> Any:
+    """A job's configuration; from now on the log follows it, and whom it names is told of the end."""
+    from medvision_ray.on_finish import begin
+
+    job = _job(options, name)
+    begin(name, job, options.log)
+    options.begun = job
+    return job
 
 
 def _job(options: argparse.Namespace, name: str) -> Any:
@@ -168,7 +192,7 @@ def _inventory(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     from medvision_ray.archive.inventory import list_archive, only_new
     from medvision_ray.bundle import load_bundle
 
-    job = _job(options, "inventory")
+    job = _begin(options, "inventory")
     found = list_archive(job.archive)
     result: dict[str, Any] = {"archive": job.archive.uri, "objects": found.objects.num_rows}
     result.update({name: getattr(found, name) for name in ("excluded", "older", "duplicates")})
@@ -181,22 +205,22 @@ def _inventory(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
 
 
 def _train(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
-    job = _job(options, "train")
+    job = _begin(options, "train")
     from medvision_ray.learning.train import train
 
-    found = train(job, _say(options))
+    found = train(job, options.log)
     result = {"bundle": found.bundle.uri, "model_id": found.bundle.model_id, **found.summary}
     _print(options, {"bundle": found.bundle.uri, "model_id": found.bundle.model_id})
     return DONE, result
 
 
 def _evaluate(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
-    job = _job(options, "evaluate")
+    job = _begin(options, "evaluate")
     from dataclasses import asdict
 
     from medvision_ray.evaluation.evaluate import evaluate
 
-    found = evaluate(job, _say(options))
+    found = evaluate(job, options.log)
     if not options.json:
         for row in found.metrics:
             if row.class_name in ("all", "macro") and row.value is not None:
@@ -214,25 +238,26 @@ def _evaluate(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
 
 def _score(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     options.overrides = [*options.overrides, *_score_overrides(options)]
-    job = _job(options, "score")
+    job = _begin(options, "score")
     from dataclasses import asdict
 
     from medvision_ray.scoring.run import preview, score
 
     if options.dry_run:
+        options.begun = None  # a preview is no run that anybody waits for
         counts = preview(job)
         _print(options, counts)
         return DONE, counts
-    summary = score(job, _say(options))
+    summary = score(job, options.log)
     _print(options, {"run": summary.sentence()})
     if summary.over_budget:
         over = ", ".join(summary.over_budget)
-        sys.stderr.write(f"medvision: done, but more objects failed than `budget` allows: {over}.\n")
+        options.log.warning(f"done, but more objects failed than `budget` allows: {over}.", event="over_budget")
     return OVER_BUDGET if summary.over_budget else DONE, asdict(summary)
 
 
 def _report(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
-    job = _job(options, "report")
+    job = _begin(options, "report")
     from medvision_ray.reporting.collect import build_report
 
     result = {"report": build_report(job)}
@@ -243,7 +268,7 @@ def _report(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
 def _demo(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     from medvision_ray.demo.run import run_demo
 
-    return DONE, run_demo(options.folder, _say(options))
+    return DONE, run_demo(options.folder, options.log)
 
 
 def _bundle_show(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
@@ -281,7 +306,7 @@ def _print(options: argparse.Namespace, facts: dict[str, Any]) -> None:
     if options.json:
         return
     for key, value in facts.items():
-        text = json.dumps(_finite(value), indent=2, default=str) if isinstance(value, dict | list) else value
+        text = json.dumps(finite(value), indent=2, default=str) if isinstance(value, dict | list) else value
         sys.stdout.write(f"{key}: {text}\n")
 
 

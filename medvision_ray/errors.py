@@ -16,7 +16,15 @@ class UsageError(MedVisionError):
 
 
 class ConfigError(UsageError):
-    """A configuration file or override was refused."""
+    """A configuration file or override was refused.
+
+    Attributes:
+        problems: option and what it should be, for each refused option; never the refused value.
+    """
+
+    def __init__(self, message: str, problems: tuple[tuple[str, str], ...] = ()) -> None:
+        super().__init__(message)
+        self.problems = problems
 
 
 class StorageError(MedVisionError):
@@ -36,6 +44,10 @@ class StorageError(MedVisionError):
         self.transient = transient
         self.code = code
         self.retry_after = retry_after
+
+
+class CredentialsError(StorageError):
+    """The store accepts none of a worker's requests: the run stops, in place of a failure row for each object."""
 
 
 class LabelError(UsageError):

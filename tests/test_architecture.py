@@ -19,9 +19,10 @@ PACKAGE = ROOT / "medvision_ray"
 FLOORS = (
     ("medvision_ray", "errors", "native"),
     ("config",),
-    ("storage", "listing", "s3", "s3_listing", "retry", "tables", "privacy", "cluster"),
+    ("storage", "listing", "s3", "s3_listing", "s3_files", "retry", "tables", "privacy", "cluster"),
+    ("logs", "defects", "foreign", "ending"),
     ("imaging",),
-    ("archive", "learning", "bundle", "model_card", "verification"),
+    ("archive", "learning", "bundle", "model_card", "monitoring", "on_finish", "verification"),
     (
         "scoring",
         "learning.train",
@@ -39,11 +40,17 @@ FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 # No module of these, and nothing that they import, loads torch or ray when it is imported.
 LIGHT = (
     "errors",
+    "logs",
+    "defects",
+    "foreign",
+    "ending",
+    "on_finish",
     "config",
     "storage",
     "listing",
     "s3",
     "s3_listing",
+    "s3_files",
     "retry",
     "privacy",
     "imaging",

@@ -14,6 +14,7 @@ from medvision_ray.config.jobs import (
     TrainJob,
 )
 from medvision_ray.config.load import build_job, load_job, show_job
+from medvision_ray.config.operations import LoggingConfig, OnFinishConfig
 from medvision_ray.config.sections import (
     ArchiveConfig,
     ClaheConfig,
@@ -35,8 +36,10 @@ __all__ = [
     "FailureBudget",
     "InventoryJob",
     "LabelsConfig",
+    "LoggingConfig",
     "LossConfig",
     "ModelConfig",
+    "OnFinishConfig",
     "PreprocessConfig",
     "PrivacyConfig",
     "RayConfig",

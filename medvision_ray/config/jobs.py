@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from medvision_ray.config.operations import LoggingConfig, OnFinishConfig
 from medvision_ray.config.sections import (
     ArchiveConfig,
     DecodeConfig,
@@ -141,6 +142,10 @@ class TrainJob(Section):
     """Pseudonym key."""
     ray: RayConfig = RayConfig()
     """Where Ray runs."""
+    on_finish: OnFinishConfig = OnFinishConfig()
+    """Whom to tell how the job ended."""
+    logging: LoggingConfig = LoggingConfig()
+    """What standard error carries."""
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainJob:
@@ -212,6 +217,10 @@ class ScoreJob(Section):
     """Pseudonym key."""
     ray: RayConfig = RayConfig()
     """Where Ray runs."""
+    on_finish: OnFinishConfig = OnFinishConfig()
+    """Whom to tell how the job ended."""
+    logging: LoggingConfig = LoggingConfig()
+    """What standard error carries."""
 
 
 class EvaluateJob(Section):
@@ -241,6 +250,10 @@ class EvaluateJob(Section):
     """Pseudonym key."""
     ray: RayConfig = RayConfig()
     """Where Ray runs."""
+    on_finish: OnFinishConfig = OnFinishConfig()
+    """Whom to tell how the job ended."""
+    logging: LoggingConfig = LoggingConfig()
+    """What standard error carries."""
 
 
 class InventoryJob(Section):
@@ -252,6 +265,8 @@ class InventoryJob(Section):
     """Count as new what this model has not committed."""
     output: str | None = None
     """Where the tables are; needed with `bundle`."""
+    logging: LoggingConfig = LoggingConfig()
+    """What standard error carries."""
 
     @model_validator(mode="after")
     def _consistent(self) -> InventoryJob:
@@ -273,6 +288,8 @@ class ReportJob(Section):
     """Overlays to show."""
     title: str = "medvision_ray report"
     """Title of the page."""
+    logging: LoggingConfig = LoggingConfig()
+    """What standard error carries."""
 
 
 JOBS: dict[str, type[Section]] = {

@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -56,9 +57,10 @@ def build_job(model: type[JobT], data: dict[str, Any], source: str) -> JobT:
     try:
         return model.model_validate_json(json.dumps(data, allow_nan=False), strict=True)
     except ValidationError as error:
-        lines = _explain_all(model, error.errors())
+        problems = _explain_all(model, error.errors())
+        lines = "".join(f"\n  - {problem.line}" for problem in problems)
         raise ConfigError(
-            f"The configuration from {source} is refused:\n" + "\n".join(f"  - {x}" for x in lines)
+            f"The configuration from {source} is refused:{lines}", tuple((x.key, x.expected) for x in problems)
         ) from None
     except (TypeError, ValueError):
         raise ConfigError(
@@ -78,7 +80,7 @@ def _show(model: type[Section], values: dict[str, Any] | None, depth: int, lines
     for name, field in model.model_fields.items():
         lines.append(f"{pad}# {field.description}")
         inner = _section_in(field.annotation)
-        absent = (values[name] if values is not None else field.default) is None
+        absent = (values[name] if values is not None else field.get_default(call_default_factory=True)) is None
         if inner is not None and not absent:
             lines.append(f"{pad}{name}:")
             _show(inner, values[name] if values is not None else None, depth + 1, lines)
@@ -89,7 +91,7 @@ def _show(model: type[Section], values: dict[str, Any] | None, depth: int, lines
             lines.append(f"{pad}# {name}: (required)")
             continue
         else:
-            value = json.loads(json.dumps(_plain(field.default)))
+            value = json.loads(json.dumps(_plain(field.get_default(call_default_factory=True))))
         lines.append(f"{pad}{name}: {_one_line(value)}")
         if inner is not None:
             _show_commented(inner, depth + 1, lines)
@@ -171,23 +173,37 @@ _EXPECTED = {
 }
 
 
-def _explain_all(model: type[Section], errors: list[Any]) -> list[str]:
-    """One line per refused key; what the members of a union expect is joined with `or`."""
+@dataclass(frozen=True)
+class _Problem:
+    """A refused option: the line about it, and for machines its name and what it should be."""
+
+    line: str
+    key: str
+    expected: str
+
+
+def _explain_all(model: type[Section], errors: list[Any]) -> list[_Problem]:
+    """One problem per refused key; what the members of a union expect is joined with `or`."""
     expected: dict[str, list[str]] = {}
     got: dict[str, str] = {}
-    lines: list[str] = []
+    problems: list[_Problem] = []
     for error in errors:
         location = _option_path(model, error["loc"], keep_last=error["type"] == "extra_forbidden")
         key = ".".join(location) or "(the whole)"
         line = _explain(model, key, location, error)
         if line is not None:
-            lines.append(line)
+            problems.append(_Problem(line, key, _RULES[error["type"]]))
             continue
         text = json.dumps(error.get("input"), default=str)
         got.setdefault(key, text if len(text) <= 120 else text[:117] + "...")
         expected.setdefault(key, []).append(_expected(error))
-    lines += [f"`{key}`: expected {' or '.join(wanted)}, but got {got[key]}." for key, wanted in expected.items()]
-    return lines
+    for key, wanted in expected.items():
+        text = " or ".join(wanted)
+        problems.append(_Problem(f"`{key}`: expected {text}, but got {got[key]}.", key, text))
+    return problems
+
+
+_RULES = {"extra_forbidden": "a known option", "missing": "a value", "value_error": "options that agree"}
 
 
 def _explain(model: type[Section], key: str, location: list[str], error: Any) -> str | None:

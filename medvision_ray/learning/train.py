@@ -111,7 +111,7 @@ def _result(job: TrainJob, bundle: Bundle, folder: str, facts: dict[str, Any]) -
 
 def _config_hash(job: TrainJob) -> str:
     """sha256 over what decides the weights: the configuration and the label table's content."""
-    content = job.model_dump(mode="json", exclude={"ray", "privacy", "output", "name"})
+    content = job.model_dump(mode="json", exclude={"ray", "privacy", "output", "name", "on_finish", "logging"})
     table = hashlib.sha256(storage.read_bytes(job.labels.table)).hexdigest()
     return hashlib.sha256(json.dumps([content, table], sort_keys=True).encode()).hexdigest()
 

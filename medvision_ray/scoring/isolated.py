@@ -22,12 +22,14 @@ from typing import IO, Any
 import numpy as np
 
 from medvision_ray.config import DecodeConfig, PreprocessConfig
+from medvision_ray.errors import StorageError
 from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
 from medvision_ray.privacy import Pseudonymiser
 from medvision_ray.scoring.objects import Effort, ObjectReader, PreparedObject
 
 _START_SECONDS = 60.0
 _OUT_OF_MEMORY_STATUS = 86
+_NO_STORE_STATUS = 87
 
 
 class IsolatedReader:
@@ -44,10 +46,11 @@ class IsolatedReader:
             effort: is filled in; of a child that died only the time is known, and counted as decoding.
 
         Raises:
+            StorageError: as in-process.
             DecodeError: as in-process, and TIMEOUT, WORKER_CRASH or OUT_OF_MEMORY where the child
                 was too slow or died.
         """
-        child = self._child or self._start()
+        child = self._living_child()
         started = time.monotonic()
         deadline = started + self._reader.decode.max_seconds
         try:
@@ -65,17 +68,37 @@ class IsolatedReader:
         except (EOFError, BrokenPipeError):
             effort.decode_seconds = time.monotonic() - started
             status = child.wait()
-            self._child = None
+            self.close()
             code = ErrorCode.OUT_OF_MEMORY if status == _OUT_OF_MEMORY_STATUS else ErrorCode.WORKER_CRASH
             raise DecodeError(code, exit_status=status) from None
+        except DecodeError:
+            raise
+        except BaseException:  # half an answer may be in the pipe: the next object must not read it
+            self.close()
+            raise
         return PreparedObject.from_facts(answer, pixels)
 
     def close(self) -> None:
         """End the child."""
-        if self._child is not None:
-            self._child.kill()
-            self._child.wait()
-            self._child = None
+        child, self._child = self._child, None
+        if child is not None:
+            child.kill()
+            child.wait()
+            for stream in (child.stdin, child.stdout):
+                if stream is not None:
+                    with contextlib.suppress(BrokenPipeError):
+                        stream.close()
+
+    def _living_child(self) -> subprocess.Popen[bytes]:
+        """The child, started where there is none or it died after its last answer."""
+        if self._child is not None and self._child.poll() is None:
+            return self._child
+        self.close()
+        try:
+            return self._start()
+        except BaseException:
+            self.close()
+            raise
 
     def _start(self) -> subprocess.Popen[bytes]:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
@@ -126,39 +149,72 @@ def _receive_line(stream: IO[bytes] | None, deadline: float) -> bytes:
     return _receive(stream, size, deadline)
 
 
-def _answer(message: dict[str, Any], payload: bytes = b"") -> None:
+def _answer(out: IO[bytes], message: dict[str, Any], payload: bytes = b"") -> None:
     text = json.dumps(message).encode()
-    out = sys.stdout.buffer
     out.write(len(text).to_bytes(4, "big") + text + payload)
     out.flush()
 
 
 def _serve() -> None:
+    out = _own_stdout()
     import cv2
 
     cv2.setNumThreads(1)
     settings = json.loads(sys.stdin.buffer.readline())
     config = DecodeConfig.model_validate_json(json.dumps(settings["decode"]))
-    limit = config.max_memory_bytes
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(ValueError):  # a lower limit is set already
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     key = base64.b64decode(settings["key"]) if settings["key"] else None
     preprocess = PreprocessConfig.model_validate_json(json.dumps(settings["preprocess"]))
     reader = ObjectReader(config, preprocess, Pseudonymiser(key) if key else None)
-    _answer({"ready": True})
+    _limit_memory(config.max_memory_bytes)
+    _answer(out, {"ready": True})
     for line in sys.stdin.buffer:
         request = json.loads(line)
         effort = Effort()
         try:
             ready = reader.prepare(reader.read(request["uri"], request["etag"], effort), effort)
         except DecodeError as error:
-            reason = {"code": error.code.value, "stage": error.stage.value, "facts": error.facts}
-            _answer({**reason, "effort": dataclasses.asdict(effort)})
+            _answer(out, _reason(error, effort))
             continue
         except MemoryError:
             os._exit(_OUT_OF_MEMORY_STATUS)
-        _answer({**ready.facts(), "effort": dataclasses.asdict(effort)}, np.ascontiguousarray(ready.pixels).tobytes())
+        except StorageError:
+            os._exit(_NO_STORE_STATUS)
+        except (Exception, SystemExit) as error:  # a defect of a decoder, as in the worker itself
+            defect = DecodeError(ErrorCode.INTERNAL_ERROR, exception=type(error).__name__[:64])
+            _answer(out, _reason(defect, effort))
+            continue
+        pixels = np.ascontiguousarray(ready.pixels).tobytes()
+        _answer(out, {**ready.facts(), "effort": dataclasses.asdict(effort)}, pixels)
+
+
+def _own_stdout() -> IO[bytes]:
+    """The pipe to the parent, out of the way of native code that prints."""
+    pipe = os.fdopen(os.dup(1), "wb")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    return pipe
+
+
+def _limit_memory(more_bytes: int) -> None:
+    """Limit the address space to what is mapped now and so much more; allocations beyond it fail."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        with open("/proc/self/statm") as stream:
+            now = int(stream.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # not Linux
+        now = 0
+    with contextlib.suppress(ValueError):  # a lower limit is set already
+        resource.setrlimit(resource.RLIMIT_AS, (now + more_bytes, now + more_bytes))
+
+
+def _reason(error: DecodeError, effort: Effort) -> dict[str, Any]:
+    return {
+        "code": error.code.value,
+        "stage": error.stage.value,
+        "facts": error.facts,
+        "effort": dataclasses.asdict(effort),
+    }
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from medvision_ray import storage
 from medvision_ray.cluster import cluster_cpus, cluster_gpus
 from medvision_ray.config import ScoringConfig
 from medvision_ray.errors import MedVisionError
+from medvision_ray.retry import retrying
 from medvision_ray.scoring.preparing import WorkerSettings
 from medvision_ray.scoring.worker import PredictWorker, PrepareWorker, ScoringWorker
 
@@ -90,8 +91,10 @@ def score_pass(todo_uri: str, attempt_folder: str, settings: WorkerSettings, pla
     context.use_datasource_v2 = False
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = _NO_PROGRESS_SECONDS
+    # Every file goes through this package's filesystem: Ray's own for s3:// gives up on a throttled footer.
+    filesystem, checkpoint = storage.filesystem(_place(attempt_folder, "checkpoint"))
     context.checkpoint_config = CheckpointConfig(
-        "image_id", _place(attempt_folder, "checkpoint"), delete_checkpoint_on_success=False
+        "image_id", checkpoint, override_filesystem=filesystem, delete_checkpoint_on_success=False
     )
 
     def through(data: Any, worker: type, actors: int, gpus: int) -> Any:
@@ -106,7 +109,7 @@ def score_pass(todo_uri: str, attempt_folder: str, settings: WorkerSettings, pla
         )
 
     try:
-        filesystem, path = storage.filesystem(todo_uri)
+        path = storage.filesystem(todo_uri)[1]
         data = ray.data.read_parquet(path, filesystem=filesystem, override_num_blocks=blocks, num_cpus=_TASK_CPUS)
         if placement.preparers:
             data = through(data, PrepareWorker, placement.preparers, 0)
@@ -114,7 +117,11 @@ def score_pass(todo_uri: str, attempt_folder: str, settings: WorkerSettings, pla
         else:
             data = through(data, ScoringWorker, placement.scorers, placement.scorer_gpus)
         data.write_parquet(
-            _place(attempt_folder, "rows"), mode="append", ray_remote_args={"num_cpus": _TASK_CPUS}, concurrency=1
+            storage.filesystem(_place(attempt_folder, "rows"))[1],
+            filesystem=filesystem,
+            mode="append",
+            ray_remote_args={"num_cpus": _TASK_CPUS},
+            concurrency=1,
         )
     finally:
         context.checkpoint_config = None
@@ -136,7 +143,8 @@ class CommittedRows:
     def __init__(self, run_folder: str) -> None:
         self._fs, root = storage.filesystem(storage.join(run_folder, "attempts"))
         selector = pafs.FileSelector(root, recursive=True, allow_not_found=True)
-        paths = sorted(i.path for i in self._fs.get_file_info(selector) if i.path.endswith(".parquet"))
+        found = retrying(lambda: self._fs.get_file_info(selector), run_folder)
+        paths = sorted(item.path for item in found if item.path.endswith(".parquet"))
         parts = [(path, *path[len(root) :].lstrip("/").split("/")) for path in paths]
         committed = {
             (attempt, rest[-1].removesuffix(".parquet"))

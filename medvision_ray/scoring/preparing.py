@@ -20,7 +20,7 @@ from typing import Any
 
 from medvision_ray import storage
 from medvision_ray.config import DecodeConfig, PreprocessConfig, ScoringConfig
-from medvision_ray.errors import StorageError
+from medvision_ray.errors import CredentialsError, StorageError
 from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
 from medvision_ray.privacy import Pseudonymiser
 from medvision_ray.scoring.isolated import IsolatedReader
@@ -67,17 +67,29 @@ def block_attempt(run_folder: str, step: str, first_id: int) -> Iterator[int]:
     Args:
         step: `prepare` or `predict`: a block that killed one may pass the other.
         first_id: image_id of the block's first object.
+
+    Raises:
+        CredentialsError: the store accepts no request.
     """
     marker = storage.join(run_folder, "inflight", f"{step}-{first_id}")
     try:
-        earlier = int(json.loads(storage.read_bytes(marker))["attempts"])
+        earlier = _attempts(marker)
+        storage.write_bytes(marker, json.dumps({"attempts": earlier + 1}).encode())
+        yield earlier
+        storage.delete_object(marker)  # not in `finally`: an attempt that raised has not ended either
+    except StorageError as error:
+        if error.code != "credentials":
+            raise
+        raise CredentialsError(str(error), code=error.code) from None
+
+
+def _attempts(marker: str) -> int:
+    try:
+        return int(json.loads(storage.read_bytes(marker))["attempts"])
     except StorageError as error:
         if error.code != "not_found":
             raise
-        earlier = 0
-    storage.write_bytes(marker, json.dumps({"attempts": earlier + 1}).encode())
-    yield earlier
-    storage.delete_object(marker)  # not in `finally`: an attempt that raised has not ended either
+        return 0
 
 
 class Preparer:

@@ -27,7 +27,7 @@ from medvision_ray.archive.inventory import Inventory, freeze, list_archive, onl
 from medvision_ray.bundle import Bundle, load_bundle
 from medvision_ray.cluster import ray_session
 from medvision_ray.config import EvaluateJob, ScoreJob
-from medvision_ray.errors import MedVisionError, UsageError
+from medvision_ray.errors import CredentialsError, MedVisionError, StorageError, UsageError
 from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
 from medvision_ray.privacy import load_pseudonymiser
 from medvision_ray.scoring.lease import lease
@@ -139,6 +139,7 @@ def execute(run: RunPlan, inventory_of: Callable[[Bundle], Inventory], say: Say)
         held.assert_held()
         summary = _publish(run, bundle, identity, inventory, settings, seconds=seconds, rate=rate)
         storage.delete_tree(folder)
+        tables.tidy(run.job.output)
     for line in (summary.sentence(), *summary.details()):
         say(line)
     return replace(summary, over_budget=over_budget(run.job.budget, summary))
@@ -216,13 +217,13 @@ def _score_missing(
     run: RunPlan, classes: tuple[str, ...], inventory: Inventory, settings: WorkerSettings, say: Say
 ) -> float | None:
     """Passes over what has no committed row yet; what no pass brings through becomes a failure row."""
-    from ray.exceptions import RayError
-
     folder = settings.run_folder
     missing = _missing(folder, inventory, classes)
     first = missing.num_rows
-    if first == 0:
+    if first == 0 or settings.past_deadline:
         return None
+    from ray.exceptions import RayError  # slow: not for a night with nothing new
+
     seconds = 0.0
     with ray_session(run.job.ray):
         for _ in range(_PASSES):
@@ -238,6 +239,12 @@ def _score_missing(
                 try:
                     score_pass(todo, attempt, settings, placement, blocks)
                 except RayError as error:
+                    if CredentialsError.__name__ in str(error):  # Ray carries the text of a cause, not its type
+                        raise StorageError(
+                            "The store no longer accepts the credentials of this job's workers. Renew them; the same "
+                            "command finishes the run.",
+                            code="credentials",
+                        ) from None
                     say(f"Pass {number} lost its workers ({type(error).__name__}); looking at what is missing.")
             seconds += line.busy_seconds
             before, missing = missing.num_rows, _missing(folder, inventory, classes)

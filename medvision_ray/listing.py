@@ -161,7 +161,7 @@ def in_order(
 def _look(pool: ThreadPoolExecutor, root: str, folders: list[str]) -> list[_Found]:
     found = []
     for folder in folders:
-        names = retrying(partial(os.listdir, folder), folder)
+        names = sorted(retrying(partial(os.listdir, folder), folder))
         cuts = range(_NAMES_PER_TASK, len(names), _NAMES_PER_TASK)
         rest = [pool.submit(_stat_names, root, folder, names[cut : cut + _NAMES_PER_TASK]) for cut in cuts]
         first = _stat_names(root, folder, names[:_NAMES_PER_TASK])

@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from datetime import datetime
 from functools import lru_cache, partial
 from typing import Any
 
@@ -116,31 +117,32 @@ def list_pages(bucket: str, prefix: str, **narrower: Any) -> Iterator[dict[str, 
         request = {**narrower, "ContinuationToken": page["NextContinuationToken"]}
 
 
-def head_s3(uri: str) -> tuple[int, str]:
-    """Size and etag of one object."""
+def stat_s3(uri: str) -> tuple[int, str, datetime]:
+    """Size, etag and time of the last change of one object."""
     bucket, key = bucket_key(uri)
     with _asking(uri):
         answer = s3_client().head_object(Bucket=bucket, Key=key)
-        return answer["ContentLength"], answer["ETag"].strip('"')
+        return answer["ContentLength"], answer["ETag"].strip('"'), answer["LastModified"]
 
 
 def exists_s3(uri: str) -> bool:
-    """Whether there is an object of this key, or one below it."""
+    """Whether there is an object of this key, or one below it; with a slash at the end only the latter counts."""
     bucket, key = bucket_key(uri)
     try:
-        if key:
-            retrying(lambda: head_s3(uri), uri)
+        if key and not key.endswith("/"):
+            retrying(lambda: stat_s3(uri), uri)
             return True
-        return next(list_pages(bucket, "", MaxKeys=1)) is not None
     except StorageError as error:
         if error.code != "not_found":
             raise
+    prefix = f"{key.rstrip('/')}/" if key else ""
     try:
-        return bool(key) and bool(next(list_pages(bucket, f"{key}/", MaxKeys=1)).get("Contents"))
+        page = next(list_pages(bucket, prefix, MaxKeys=1))
     except StorageError as error:
         if error.code != "not_found":  # no such bucket
             raise
         return False
+    return not prefix or bool(page.get("Contents"))
 
 
 def read_s3(uri: str, max_bytes: int | None, etag: str | None) -> bytes:
@@ -156,6 +158,27 @@ def read_s3(uri: str, max_bytes: int | None, etag: str | None) -> bytes:
             if etag and answer.get("ETag", "").strip('"') != etag:  # a store that knows no If-Match
                 raise StorageError("The object changed since it was listed.", code="changed_while_reading")
             return _whole(body, length, uri)
+
+
+def read_range_s3(uri: str, wanted: str, etag: str | None) -> tuple[bytes, int, str]:
+    """A part of one object, then the size of the whole and its etag.
+
+    Args:
+        wanted: `FIRST-LAST` or `-COUNT` for the last bytes (RFC 9110, 14.1.2).
+    """
+    bucket, key = bucket_key(uri)
+    condition = {"IfMatch": f'"{etag}"'} if etag else {}
+    try:
+        with _asking(uri):
+            answer = s3_client().get_object(Bucket=bucket, Key=key, Range=f"bytes={wanted}", **condition)
+            with closing(answer["Body"]) as body:
+                data = _whole(body, answer.get("ContentLength"), uri)
+    except StorageError as error:
+        if error.code == "out_of_range":
+            return b"", 0, ""
+        raise
+    size = answer.get("ContentRange", "").rpartition("/")[2]
+    return data, int(size) if size.isdigit() else len(data), answer["ETag"].strip('"')
 
 
 def _whole(body: Any, length: int | None, uri: str) -> bytes:
@@ -177,6 +200,13 @@ def put_s3(uri: str, data: bytes, **condition: str) -> None:
     bucket, key = bucket_key(uri)
     with _asking(uri):
         s3_client().put_object(Bucket=bucket, Key=key, Body=data, **condition)
+
+
+def copy_s3(source: str, target: str) -> None:
+    """Copy one object inside the store."""
+    (from_bucket, from_key), (bucket, key) = bucket_key(source), bucket_key(target)
+    with _asking(target):
+        s3_client().copy_object(Bucket=bucket, Key=key, CopySource={"Bucket": from_bucket, "Key": from_key})
 
 
 def delete_s3(uri: str) -> None:
@@ -249,6 +279,8 @@ def meaning_of(code: str, status: int, uri: str, retry_after: float = 0.0) -> St
     """The StorageError for an error code and an HTTP status of S3."""
     if code in ("NoSuchKey", "NoSuchBucket", "NoSuchVersion", "404"):
         return StorageError(f"Expected an object at {uri}, but there is none.", code="not_found")
+    if code == "InvalidRange":
+        return StorageError(f"Expected more bytes in {uri} than there are.", code="out_of_range")
     if code in ("PreconditionFailed", "412"):
         return StorageError("The object changed since it was listed.", code="changed_while_reading")
     if code in _CREDENTIALS:

@@ -1,7 +1,7 @@
 """URIs to bytes: the same calls for a local folder, file://, s3:// and gs://.
 
 S3 is spoken to with boto3, for its etags, its conditional put and its exact errors, and gs:// through pyarrow.
-`filesystem` and `table_options` are for those who need S3 as pyarrow and deltalake know it.
+`filesystem` and `table_options` are for what must be read and written by pyarrow, Ray and deltalake.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ import stat
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 import pyarrow.fs as pafs
 
 from medvision_ray.errors import StorageError, UsageError
-from medvision_ray.retry import ATTEMPTS, retrying
+from medvision_ray.retry import retrying
 from medvision_ray.s3 import (
     _s3_client,  # noqa: F401 - a test that moves the endpoint clears its cache here
     delete_below_s3,
@@ -30,8 +29,8 @@ from medvision_ray.s3 import (
     read_s3,
     s3_client,  # noqa: F401 - tests make their buckets with it
 )
+from medvision_ray.s3_files import S3Files
 
-_CONNECT_SECONDS, _SILENCE_SECONDS = 5, 20
 _SCHEMES = ("file", "s3", "gs")
 
 
@@ -71,29 +70,17 @@ def join(uri: str, *parts: str) -> str:
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """The filesystem and the path in it. AWS_ENDPOINT_URL and the usual AWS variables are honoured."""
     place = absolute(uri)
-    if scheme_of(place) == "file":
-        return _filesystem("file", ""), place
-    return _filesystem(scheme_of(place), os.environ.get("AWS_ENDPOINT_URL", "")), place.split("://", 1)[1]
+    scheme = scheme_of(place)
+    return _filesystem(scheme), place if scheme == "file" else place.split("://", 1)[1]
 
 
-@lru_cache(maxsize=16)
-def _filesystem(scheme: str, endpoint: str) -> pafs.FileSystem:
+@lru_cache(maxsize=3)
+def _filesystem(scheme: str) -> pafs.FileSystem:
     if scheme == "file":
         return pafs.LocalFileSystem()
     if scheme == "gs":
         return pafs.GcsFileSystem()
-    address = urlsplit(endpoint)
-    if endpoint and not address.netloc:
-        raise UsageError("Expected AWS_ENDPOINT_URL as http://HOST:PORT or https://HOST, but it has no http(s)://.")
-    options: dict[str, Any] = {"endpoint_override": address.netloc, "scheme": address.scheme} if endpoint else {}
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    if region:
-        options["region"] = region
-    # What Ray sends to a worker loses the strategy (pyarrow 26 does not pickle it): 3 attempts, and Ray's own 10 around.
-    attempts = pafs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS)
-    return pafs.S3FileSystem(
-        **options, retry_strategy=attempts, connect_timeout=_CONNECT_SECONDS, request_timeout=_SILENCE_SECONDS
-    )
+    return pafs.PyFileSystem(S3Files())
 
 
 def local_etag(info: os.stat_result) -> str:
@@ -255,7 +242,7 @@ def table_options(uri: str) -> dict[str, str]:
         return {}
     # Its own layer repeats single requests of a long commit (10 times, 15 s apart at most); what breaks in a body or
     # loses the answer to a conditional put it does not repeat: `table_error` says whether the whole call may be.
-    options = {"conditional_put": "etag", "retry_timeout": "90s", "connect_timeout": f"{_CONNECT_SECONDS}s"}
+    options = {"conditional_put": "etag", "retry_timeout": "90s", "connect_timeout": "5s"}
     endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
     if endpoint:
         options["AWS_ENDPOINT_URL"] = endpoint

@@ -105,7 +105,7 @@ def test_every_other_call_gets_through_what_passes(s3: str, proxy: S3Proxy, kind
     ("kind", "code", "reads"),
     [
         ("access_denied", "access_denied", 1),
-        ("no_such_key", "not_found", 1),
+        ("deleted", "not_found", 1),
         ("changed", "changed_while_reading", 1),
         ("changed_half_way", "changed_while_reading", 2),
     ],

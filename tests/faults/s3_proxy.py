@@ -33,7 +33,6 @@ ANSWERS = {
     "invalid_access_key": (403, "InvalidAccessKeyId"),
     "signature": (403, "SignatureDoesNotMatch"),
     "skewed": (403, "RequestTimeTooSkewed"),
-    "no_such_key": (404, "NoSuchKey"),
 }
 # What goes wrong on the connection, before the store is asked or after, or with the object itself.
 DISTURBANCES = (
@@ -45,11 +44,13 @@ DISTURBANCES = (
     "stall",  # silence for `seconds` before the answer
     "stall_half_way",  # silence for `seconds` in the middle of the body
     "trickle",  # a hundredth of the body every tenth of a second
+    "deleted",  # the object is gone when the read comes
     "changed",  # another version is in place when the read comes
     "changed_half_way",  # RST in the middle of the body, and another version is in place afterwards
     "wrong_bytes",  # the right length, other bytes
     "latency",  # `seconds` later, and right
 )
+_SIGNED = ("host", "authorization")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Fault:
         share: fraction of keys that are struck at all.
         chance: fraction of the calls of such a key.
         first: at most so many calls of a key; None is without end.
+        after: spare so many matching calls at first.
         total: at most so many calls in all.
         rate: strike only what comes faster than so many requests a second.
         seconds: how long a stall or the latency lasts.
@@ -77,6 +79,7 @@ class Fault:
     share: float = 1.0
     chance: float = 1.0
     first: int | None = None
+    after: int = 0
     total: int | None = None
     rate: float | None = None
     seconds: float = 0.0
@@ -167,6 +170,9 @@ class S3Proxy:
             return False
         nth = self._asked[index, key]
         self._asked[index, key] += 1
+        self._asked[index, ""] += 1
+        if self._asked[index, ""] <= fault.after:
+            return False
         if fault.chance < 1 and self._fraction(f"{fault.kind}#{nth}", key) >= fault.chance:
             return False
         if fault.first is not None and self._hits[index, key] >= fault.first:
@@ -306,8 +312,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.kind in ("stall", "reset"):
             time.sleep(fault.seconds if fault.kind == "stall" else 0)
             return self._abort()
-        if fault.kind == "changed":
-            self._replace()
+        if fault.kind in ("changed", "deleted"):
+            self._replace() if fault.kind == "changed" else self._forward(b"", "DELETE", _SIGNED)
             return self._answer(*self._forward(body))
         status, headers, content = self._forward(body)
         if fault.kind == "lost_answer":
@@ -340,8 +346,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _replace(self) -> None:
         """Put another version of the object that is asked for in its place."""
-        _, _, content = self._forward(b"", "GET", ("host", "authorization"))
-        self._forward(content + b"\0", "PUT", ("host", "authorization"))
+        _, _, content = self._forward(b"", "GET", _SIGNED)
+        self._forward(content + b"\0", "PUT", _SIGNED)
 
     def _abort(self) -> None:
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

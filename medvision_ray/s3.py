@@ -19,7 +19,7 @@ from datetime import datetime
 from functools import lru_cache, partial
 from typing import Any
 
-from medvision_ray.errors import StorageError, UsageError
+from medvision_ray.errors import CredentialsError, StorageError, UsageError
 from medvision_ray.retry import retrying
 
 _CONNECT_SECONDS = 5.0
@@ -285,7 +285,7 @@ def meaning_of(code: str, status: int, uri: str, retry_after: float = 0.0) -> St
         return StorageError("The object changed since it was listed.", code="changed_while_reading")
     if code in _CREDENTIALS:
         _s3_client.cache_clear()  # the next client reads its credentials anew
-        return StorageError(
+        return CredentialsError(
             f"The store does not accept this process's credentials ({code}; {uri}). Renew them (or set the clock), "
             "then give the same command again.",
             code="credentials",

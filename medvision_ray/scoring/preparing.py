@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -134,6 +134,7 @@ class Preparer:
                 budget -= entry["size"]
                 following += 1
             future, effort, size = ahead.popleft()
+            wait([future])  # reading has bounds of its own: a slow store is no object that hangs
             with self._watchdog:
                 result = _caught(lambda future=future, effort=effort: self._reader.prepare(future.result(), effort))
             budget += size

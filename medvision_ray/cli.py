@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from medvision_ray.on_finish import conclude
 
             conclude(options.verb, options.begun, ending, options.log)
-        options.log.end(f"{options.verb}: {ending.status}.", ending.exit_code, ending.status)
+        options.log.end(options.verb or "medvision", ending.status, ending.exit_code, ending.result)
     if options.json:
         told = ending.result if ending.error is None else {"error": ending.error, "exit_code": ending.exit_code}
         sys.stdout.write(json.dumps(finite(told), default=str) + "\n")

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Protocol, TextIO, TypedDict
 
@@ -28,6 +29,8 @@ FORMAT_VARIABLE, DEBUG_VARIABLE = "MEDVISION_LOG_FORMAT", "MEDVISION_DEBUG"
 _LEVELS = {"info": 20, "warning": 30, "error": 40}
 _REMEMBERED = ("run_key", "model_id")
 _COUNTS = ("total", "done", "failed")
+# What a job's result may count: told at its end.
+RUN_COUNTS = ("listed", "excluded", "already_done", "scored", "failed", "retried", "not_scored", "images")
 DEBUG_WARNING = (
     "Debug output shows texts of libraries, which can hold identifiers of patients: keep it on this machine."
 )
@@ -84,8 +87,7 @@ class Log:
         self._format = form or "text"
         self._level = _LEVELS["info"]
         self._job: str | None = None
-        self._roots: list[str] = []
-        self._spared: tuple[str, ...] = ()
+        self._roots: list[tuple[str, re.Pattern[str]]] = []
         self._started = time.monotonic()
         self._lock = threading.Lock()
 
@@ -96,10 +98,11 @@ class Log:
             self._format = self._forced or config.format
             self._level = _LEVELS[config.level]
 
-    def cut_below(self, root: str, spared: tuple[str, ...] = ()) -> None:
-        """Cut every address below `root` off there, unless it begins with one of `spared` (tables, a bundle)."""
-        self._roots.append(root.rstrip("/") + "/")
-        self._spared += tuple(item for item in spared if item)
+    def cut_below(self, root: str, spared: Iterable[str] = ()) -> None:
+        """Cut every address below `root` off there, except what lies in one of `spared` (tables, a bundle)."""
+        root = root.rstrip("/") + "/"
+        inside = (re.escape(place.rstrip("/")) for place in spared if place.startswith(root))
+        self._roots.append((root, re.compile(f"(?:{'|'.join(inside) or '(?!)'})(?:/|$|[,;] )")))
 
     @property
     def seconds(self) -> float:
@@ -119,11 +122,14 @@ class Log:
         """A line about why the job failed."""
         self.write("error", text, "medvision: ", {"event": event, **more})
 
-    def end(self, text: str, exit_code: int, status: str) -> None:
-        """The last line: how the job ended. In JSON only and whatever the level; people see the exit code."""
+    def end(self, verb: str, status: str, exit_code: int, result: Mapping[str, Any]) -> None:
+        """The last line: how the job ended and what it counted. In JSON only and whatever the level; people see the code."""
         if self._format == "json":
-            more = {"event": "end", "status": status, "exit_code": exit_code, "seconds": self.seconds, **self.facts}
-            self._put(self._as_json("info" if exit_code == 0 else "error", text, more))
+            self.facts.update({name: result[name] for name in _REMEMBERED if name in result})
+            known = {name: self.facts[name] for name in _COUNTS if name in self.facts}
+            counts = {name: result[name] for name in RUN_COUNTS if name in result} or known
+            more = {"event": "end", "status": status, "exit_code": exit_code, "seconds": self.seconds, **counts}
+            self._put(self._as_json("info" if exit_code == 0 else "error", f"{verb}: {status}.", more))
 
     def write(self, level: str, text: str, prefix: str, more: dict[str, Any]) -> None:
         """One line, if its level is asked for."""
@@ -135,10 +141,10 @@ class Log:
         return "\n".join(self._cut_line(line) for line in text.split("\n")) if self._roots else text
 
     def _cut_line(self, line: str) -> str:
-        for root in self._roots:
+        for root, spared in self._roots:
             place = line.find(root)
             while place >= 0:
-                if not line.startswith(self._spared, place):
+                if not spared.match(line, place):
                     line = line[: place + len(root)] + "..."
                     break
                 place = line.find(root, place + 1)

@@ -36,7 +36,7 @@ from medvision_ray.config import (
 from medvision_ray.defects import describe
 from medvision_ray.ending import Ending, undisturbed
 from medvision_ray.errors import UsageError
-from medvision_ray.logs import Log, finite
+from medvision_ray.logs import RUN_COUNTS, Log, finite
 
 EXIT_CODE_VARIABLE = "MEDVISION_EXIT_CODE"
 TRIES = 3
@@ -47,7 +47,6 @@ SENT = (
     *("seconds", "stage_seconds", "bytes_read", "peak_memory_bytes", "images_per_second", "over_budget"),
     *("key", "images", "metrics", "name", "epochs", "best_epoch", "failures"),
 )
-COUNTS = ("listed", "excluded", "already_done", "scored", "failed", "retried", "not_scored", "images")
 
 
 def begin(name: str, job: Section, log: Log) -> None:
@@ -120,7 +119,7 @@ def tell(config: OnFinishConfig, payload: dict[str, Any], log: Log, *, secrets: 
 def payload_of(job: str, ending: Ending, log: Log) -> dict[str, Any]:
     """What is sent: how the job ended, what it counted, and of its result the facts of a closed list."""
     result = ending.result
-    counts = {name: result[name] for name in COUNTS if name in result}
+    counts = {name: result[name] for name in RUN_COUNTS if name in result}
     known = {name: value for name, value in log.facts.items() if name in ("total", "done", "failed")}
     return {
         "job": job,

@@ -80,6 +80,7 @@ def project(bundle_uri: str, folder: str) -> dict[str, float]:
     """One whole scoring run with a Ray of its own and empty tables."""
     from medvision_ray import tables
     from medvision_ray.config import ScoreJob, build_job
+    from medvision_ray.logs import silent
     from medvision_ray.scoring.run import score
 
     started = time.monotonic()
@@ -91,7 +92,7 @@ def project(bundle_uri: str, folder: str) -> dict[str, float]:
             "privacy": {"demo_key": True},
             "scoring": {"batch_size": BATCH, "block_rows": 128},
         }
-        summary = score(build_job(ScoreJob, settings, "the benchmark"), lambda _text: None)
+        summary = score(build_job(ScoreJob, settings, "the benchmark"), silent)
         total = time.monotonic() - started
         rows = tables.read(output, "predictions", ["scored_at"])
     times = sorted(moment.timestamp() for moment in rows["scored_at"].to_pylist()) if rows is not None else []

@@ -13,6 +13,7 @@ from medvision_ray.cluster import ray_session
 from medvision_ray.config import EvaluateJob, RayConfig, ReportJob, ScoreJob, TrainJob, build_job
 from medvision_ray.demo.archive import PhantomArchive, make_archive
 from medvision_ray.errors import UsageError
+from medvision_ray.logs import Reporter
 
 _MARKER = ".medvision-demo"
 _PREPROCESS = {"size": [128, 128]}
@@ -21,7 +22,7 @@ _TRAINING = {"epochs": 14, "batch_size": 4, "learning_rate": 1e-3, "layer_decay"
 _TABLES = ("predictions", "failures", "metrics", "runs")
 
 
-def run_demo(folder: str, say: Callable[[str], None]) -> dict[str, Any]:
+def run_demo(folder: str, say: Reporter) -> dict[str, Any]:
     """Make the archive, train, evaluate, score two nights, write the report.
 
     Returns:
@@ -86,7 +87,7 @@ def _clean(place: Path) -> Path:
     return place
 
 
-def _train(archive: PhantomArchive, common: dict[str, Any], say: Callable[[str], None]) -> str:
+def _train(archive: PhantomArchive, common: dict[str, Any], say: Reporter) -> str:
     from medvision_ray.learning.train import train
 
     settings = {
@@ -100,13 +101,13 @@ def _train(archive: PhantomArchive, common: dict[str, Any], say: Callable[[str],
     return train(build_job(TrainJob, settings, "the demo"), say).bundle.uri
 
 
-def _evaluate(settings: dict[str, Any], say: Callable[[str], None]) -> Any:
+def _evaluate(settings: dict[str, Any], say: Reporter) -> Any:
     from medvision_ray.evaluation.evaluate import evaluate
 
     return evaluate(build_job(EvaluateJob, {**settings, "dataset": "phantom"}, "the demo"), say)
 
 
-def _score(settings: dict[str, Any], say: Callable[[str], None]) -> Any:
+def _score(settings: dict[str, Any], say: Reporter) -> Any:
     from medvision_ray.scoring.run import score
 
     return score(build_job(ScoreJob, settings, "the demo"), say)
@@ -118,7 +119,7 @@ def _report(settings: dict[str, Any]) -> str:
     return build_report(build_job(ReportJob, {**settings, "title": "Phantom hospital"}, "the demo"))
 
 
-def _tell(result: dict[str, Any], say: Callable[[str], None]) -> None:
+def _tell(result: dict[str, Any], say: Reporter) -> None:
     say(
         f"Test accuracy {result['accuracy']:.3f}, Dice {result['dice']:.3f}, {result['scored']} scored, {result['failures']} failed."
     )

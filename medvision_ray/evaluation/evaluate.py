@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -25,6 +24,7 @@ from medvision_ray.evaluation.measure import MetricRow, measure
 from medvision_ray.evaluation.samples import EvaluationSamples
 from medvision_ray.imaging.decode import decode
 from medvision_ray.learning.labels import LabelTable, load_labels
+from medvision_ray.logs import Reporter
 from medvision_ray.scoring.masks import decode_mask
 from medvision_ray.scoring.run import RunPlan, execute
 from medvision_ray.scoring.summary import RunSummary
@@ -59,7 +59,7 @@ class Evaluation:
         return found[0] if found else None
 
 
-def evaluate(job: EvaluateJob, say: Callable[[str], None]) -> Evaluation:
+def evaluate(job: EvaluateJob, say: Reporter) -> Evaluation:
     """Measure a bundle on one split.
 
     Raises:

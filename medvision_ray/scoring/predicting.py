@@ -41,7 +41,7 @@ class RowMaker:
     def __init__(self, bundle: Bundle, predictor: Predictor, batch_size: int, save_masks: bool) -> None:
         self._bundle = bundle
         self._predictor = predictor
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._save_masks = save_masks
         self._preprocess_id = preprocess_id(bundle.preprocess)
 
@@ -70,7 +70,7 @@ class RowMaker:
             rows.append({})
             for frame in range(len(item.ready.pixels)):
                 waiting.append((item, frame))
-                if len(waiting) == self._batch_size:
+                if len(waiting) == self.batch_size:
                     yield waiting
                     waiting = []
         if waiting:

@@ -34,6 +34,7 @@ class WorkerSettings:
     """What an actor needs to know.
 
     Attributes:
+        job: name of the job, for metrics.
         deadline: Unix time from which no further object is begun; None is no limit.
     """
 
@@ -42,6 +43,7 @@ class WorkerSettings:
     scoring: ScoringConfig
     decode: DecodeConfig
     pseudonymiser: Pseudonymiser
+    job: str = "score"
     deadline: float | None = None
 
     @property

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from medvision_ray import storage
+from medvision_ray.logs import Reporter
+from medvision_ray.monitoring import record_progress
 from medvision_ray.scoring.pipeline import CommittedRows
 from medvision_ray.scoring.rows import FAILED
 
@@ -24,10 +25,11 @@ class ProgressLine:
             images per second are counted over.
     """
 
-    def __init__(self, run_folder: str, total: int, say: Callable[[str], None]) -> None:
+    def __init__(self, run_folder: str, total: int, say: Reporter, job: str) -> None:
         self._folder = run_folder
         self._total = total
         self._say = say
+        self._job = job
         self._seen: set[str] = set()
         self._done = self._failed = 0
         self._look()
@@ -69,9 +71,16 @@ class ProgressLine:
         now = time.monotonic()
         rate = (self._done - self._before) / max(now - (self._first or now), 1e-9)
         left = (self._total - self._done) / rate if rate else 0.0
+        record_progress(self._total, self._done, self._failed, verb=self._job)
         self._say(
             f"{self._done}/{self._total} objects ({self._done / self._total:.0%}), {rate:.1f} a second, "
-            f"{self._failed} failed so far, {left:.0f} s left"
+            f"{self._failed} failed so far, {left:.0f} s left",
+            event="progress",
+            total=self._total,
+            done=self._done,
+            failed=self._failed,
+            rate=rate,
+            seconds_left=left,
         )
 
     def _look(self) -> None:

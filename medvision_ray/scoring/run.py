@@ -29,6 +29,7 @@ from medvision_ray.cluster import ray_session
 from medvision_ray.config import EvaluateJob, ScoreJob
 from medvision_ray.errors import CredentialsError, MedVisionError, StorageError, UsageError
 from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
+from medvision_ray.logs import Reporter
 from medvision_ray.privacy import load_pseudonymiser
 from medvision_ray.scoring.lease import lease
 from medvision_ray.scoring.objects import Failure
@@ -39,7 +40,6 @@ from medvision_ray.scoring.publish import publish_rows
 from medvision_ray.scoring.rows import failed_row, to_table, working_schema
 from medvision_ray.scoring.summary import RunIdentity, RunSummary, over_budget, publish_run, published_run
 
-Say = Callable[[str], None]
 _PASSES = 3
 _PUBLISH_WAIT_SECONDS = 1800.0
 
@@ -63,7 +63,7 @@ class RunPlan:
     max_hours: float | None = None
 
 
-def score(job: ScoreJob, say: Say) -> RunSummary:
+def score(job: ScoreJob, say: Reporter) -> RunSummary:
     """Score what is new in an archive and publish it.
 
     Raises:
@@ -111,7 +111,7 @@ def _check_codes(job: ScoreJob) -> None:
                 )
 
 
-def execute(run: RunPlan, inventory_of: Callable[[Bundle], Inventory], say: Say) -> RunSummary:
+def execute(run: RunPlan, inventory_of: Callable[[Bundle], Inventory], say: Reporter) -> RunSummary:
     """Run the protocol for an inventory that is made only if the run has none frozen yet."""
     deadline = time.time() + run.max_hours * 3600 if run.max_hours is not None else None
     bundle = load_bundle(run.job.bundle)
@@ -130,9 +130,14 @@ def execute(run: RunPlan, inventory_of: Callable[[Bundle], Inventory], say: Say)
         seconds = {"list": time.monotonic() - started}
         say(
             f"{inventory.objects.num_rows} objects to score, {inventory.already_done} already done, "
-            f"{inventory.excluded} excluded by pattern, {inventory.older} older, {inventory.retried} tried again."
+            f"{inventory.excluded} excluded by pattern, {inventory.older} older, {inventory.retried} tried again.",
+            run_key=run_key,
+            model_id=bundle.model_id,
+            total=inventory.objects.num_rows,
         )
-        settings = WorkerSettings(run.job.bundle, folder, run.job.scoring, run.job.decode, pseudonymiser, deadline)
+        settings = WorkerSettings(
+            run.job.bundle, folder, run.job.scoring, run.job.decode, pseudonymiser, run.name, deadline
+        )
         started = time.monotonic()
         rate = _score_missing(run, bundle.classes, inventory, settings, say)
         seconds["score"] = time.monotonic() - started
@@ -214,7 +219,7 @@ def _missing(folder: str, inventory: Inventory, classes: tuple[str, ...]) -> pa.
 
 
 def _score_missing(
-    run: RunPlan, classes: tuple[str, ...], inventory: Inventory, settings: WorkerSettings, say: Say
+    run: RunPlan, classes: tuple[str, ...], inventory: Inventory, settings: WorkerSettings, say: Reporter
 ) -> float | None:
     """Passes over what has no committed row yet; what no pass brings through becomes a failure row."""
     folder = settings.run_folder
@@ -235,7 +240,7 @@ def _score_missing(
             sink = io.BytesIO()
             pq.write_table(missing, sink, row_group_size=math.ceil(missing.num_rows / blocks))
             storage.write_bytes(todo, sink.getvalue())
-            with ProgressLine(folder, inventory.objects.num_rows, say) as line:
+            with ProgressLine(folder, inventory.objects.num_rows, say, run.name) as line:
                 try:
                     score_pass(todo, attempt, settings, placement, blocks)
                 except RayError as error:

@@ -7,19 +7,22 @@ goes as far as the model's uint8 input and `PredictWorker`, on a GPU, does the r
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from medvision_ray import monitoring
 from medvision_ray.bundle import Bundle, load_bundle
 from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
 from medvision_ray.native import reuse_freed_memory
 from medvision_ray.scoring.objects import Effort, Failure, PreparedObject
 from medvision_ray.scoring.predicting import RowMaker
 from medvision_ray.scoring.preparing import Outcome, Preparer, WorkerSettings, block_attempt
-from medvision_ray.scoring.rows import to_table
+from medvision_ray.scoring.rows import SCORED, to_table
 
 _CHUNK_BYTES = 64 << 20
 """Prepared pixels that cross to a predicting actor at once, about."""
@@ -55,6 +58,7 @@ class ScoringWorker:
             return to_table([], self._bundle.classes)
         with block_attempt(self._settings.run_folder, "prepare", entries[0]["image_id"]) as earlier:
             rows = self._make.rows(self._preparer.prepare(entries, earlier))
+        _record(rows, self._settings, self._make.batch_size)
         return to_table(rows, self._bundle.classes)
 
 
@@ -101,6 +105,7 @@ class PredictWorker:
                 lost = Failure.of(DecodeError(ErrorCode.WORKER_CRASH, Stage.PREDICT, attempts=earlier))
                 outcomes = (Outcome(item.entry, lost, item.effort, earlier) for item in outcomes)
             rows = self._make.rows(outcomes)
+        _record(rows, self._settings, self._make.batch_size)
         return to_table(rows, self._bundle.classes)
 
 
@@ -122,6 +127,19 @@ def _row_maker(settings: WorkerSettings, bundle: Bundle) -> RowMaker:
     predictor = Predictor(bundle, settings.scoring.precision)
     size = settings.scoring.batch_size or (16 if predictor.device.type == "cpu" else 128)
     return RowMaker(bundle, predictor, size, settings.scoring.save_masks)
+
+
+def _record(rows: list[dict[str, Any]], settings: WorkerSettings, batch_size: int) -> None:
+    """Tell the cluster's metrics what a block was."""
+    frames = sum(row.get("frames") or 0 for row in rows)
+    monitoring.record_block(
+        Counter(row.get("error_code") or SCORED for row in rows),
+        {name: sum(row[f"{name}_seconds"] for row in rows) for name in ("read", "decode", "preprocess", "predict")},
+        bytes_read=sum(row["bytes_read"] for row in rows),
+        frames=frames,
+        batches=math.ceil(frames / batch_size),
+        verb=settings.job,
+    )
 
 
 def _pack(outcome: Outcome) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from medvision_ray.cluster import ray_session
 from medvision_ray.config import ArchiveConfig, RayConfig, ScoreJob, build_job
 from medvision_ray.demo.archive import PhantomArchive
 from medvision_ray.errors import UsageError
+from medvision_ray.logs import silent
 from medvision_ray.scoring.run import preview, score
 from medvision_ray.scoring.summary import RunSummary
 
@@ -47,7 +48,7 @@ def _job(archive: str | dict[str, object], bundle: Bundle, output: str, **more: 
 
 
 def _run(job: ScoreJob) -> RunSummary:
-    return score(job, lambda _text: None)
+    return score(job, silent)
 
 
 def _ids(output: str) -> Counter[int]:

@@ -185,13 +185,15 @@ def _whole(body: Any, length: int | None, uri: str) -> bytes:
     """The bytes of a body, which must be as many as announced and come in bearable time."""
     deadline = time.monotonic() + _READ_SECONDS + (length or 0) / _SLOWEST_BYTES_PER_SECOND
     chunks: list[bytes] = []
+    come = 0
     while chunk := body.read(_CHUNK_BYTES):
         chunks.append(chunk)
-        if time.monotonic() > deadline:
+        come += len(chunk)
+        if come != length and time.monotonic() > deadline:
             raise StorageError(f"{uri} came slower than is bearable.", transient=True)
     data = b"".join(chunks)
-    if length is None or len(data) != length:
-        raise StorageError(f"Expected {length} bytes of {uri}, but {len(data)} came.", transient=True)
+    if come != length:
+        raise StorageError(f"Expected {length} bytes of {uri}, but {come} came.", transient=True)
     return data
 
 

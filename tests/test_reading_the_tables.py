@@ -89,7 +89,7 @@ def _newest(rows: Any) -> set[tuple[str, int, str]]:
 def test_pandas(output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     found = _run("pandas", output)
-    assert set(found["last_night"]["image_id"]) == LAST_NIGHT
+    assert set(found["last_night"]["image_id"]) == set(found["same_night"]["image_id"]) == LAST_NIGHT
     assert [(*index, count) for index, count in found["by_reason"]["objects"].items()] == REASONS
     newest = found["newest"][["model_id", "uri", "predicted_label"]]
     assert _newest(newest.itertuples(index=False, name=None)) == NEWEST

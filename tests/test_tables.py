@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -10,6 +11,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 import pytest
 
 from medvision_ray import storage, tables
@@ -64,6 +66,22 @@ def test_another_model_adds_its_columns(store: str) -> None:
     found = tables.read(store, "predictions", ["p_a", "p_b", "p_c_d"], pads.field("model_id") == "r2")
     assert found is not None
     assert found.to_pylist() == [{"p_a": None, "p_b": None, "p_c_d": 0.5}]
+
+
+def test_a_condition_opens_only_files_that_can_hold_its_rows(tmp_path: Path) -> None:
+    """The other nights' files are gone, and nobody misses them."""
+    for run in ("r1", "r2", "r3"):
+        _commit_prediction(str(tmp_path), run, int(run[1]), ("a",))
+        tables.commit(str(tmp_path), "failures", tables.FAILURES, _failures(run, [7], f"m{run}").to_batches(), run)
+    for name in ("predictions", "failures"):
+        found = tables.dataset(str(tmp_path), name)
+        assert found is not None
+        for path in found.files:
+            if "r2" not in set(pq.read_table(path, columns=["run_key"])["run_key"].to_pylist()):
+                Path(path).unlink()
+    of_run, of_model = pads.field("run_key") == "r2", pads.field("model_id") == "mr2"
+    assert tables.read(str(tmp_path), "predictions", ["image_id"], of_run).to_pydict() == {"image_id": [2]}
+    assert tables.read(str(tmp_path), "failures", ["image_id"], of_model).to_pydict() == {"image_id": [7]}
 
 
 def test_commit_without_rows_marks_the_run(store: str) -> None:

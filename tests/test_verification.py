@@ -265,8 +265,8 @@ def test_the_command_line_names_what_is_wrong_and_no_address(
 
 
 def test_memory_does_not_grow_with_the_files(tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).bytes(12000)
-    rows = [_prediction(number, "n1", mask=noise[number % 6000 :][:6000]) for number in range(10_000)]
+    noise = np.random.default_rng(0).bytes(6000)
+    rows = [_prediction(number, "n1", mask=noise[number % 3000 :][:3000]) for number in range(20_000)]
     _add(str(tmp_path), "predictions", rows, "n1")
     _add(str(tmp_path), "runs", [{"run_key": "n1", "model_id": "m's 1", "job": "x", "scored": len(rows)}], "n1")
     code = (

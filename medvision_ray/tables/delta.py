@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,8 @@ from medvision_ray.tables.schema import PARTITIONS, PROBABILITY, known_schema
 TARGET_FILE_BYTES = 128 << 20
 _ATTEMPTS = 8
 _LONGEST_PAUSE_SECONDS = 2.0
+_RANGES = ("run_key", "model_id")
+_LOG_COLUMNS = {"path", "size_bytes", *(f"{kind}.{name}" for kind in ("min", "max", "null_count") for name in _RANGES)}
 
 Replacing = tuple[str, NDArray[np.int64]]
 Batches = Iterable[pa.RecordBatch] | Callable[[], Iterable[pa.RecordBatch]]
@@ -251,10 +254,44 @@ def dataset(output: str, name: str, columns: Sequence[str] = ()) -> pads.Dataset
     table = open_table(output, name)
     if table is None:
         return None
-    found = table.to_pyarrow_dataset()
+    schema = pa.schema(table.schema())
     wanted = [*known_schema(name), *[pa.field(column, PROBABILITY) for column in columns if column.startswith("p_")]]
-    absent = {field.name: field for field in wanted if field.name not in found.schema.names}
-    return found.replace_schema(pa.schema([*found.schema, *absent.values()])) if absent else found
+    absent = {field.name: field for field in wanted if field.name not in schema.names}
+    whole = pa.schema([*schema, *absent.values()])
+    if table.protocol().min_reader_version > 1:  # deleted rows or renamed columns of another writer
+        return table.to_pyarrow_dataset().replace_schema(whole)
+    filesystem, root = storage.filesystem(address(output, name))
+    kind = pads.ParquetFileFormat()
+    log = pa.table(table.get_add_actions(flatten=True))
+    used = [name for name in log.column_names if name in _LOG_COLUMNS or name.startswith("partition.")]
+    files = log.select(used).to_pylist()
+    fragments = [
+        kind.make_fragment(
+            f"{root}/{unquote(item['path'])}",
+            filesystem,
+            partition_expression=_promise(item),
+            file_size=item["size_bytes"],
+        )
+        for item in files
+    ]
+    return pads.FileSystemDataset(fragments, whole, kind, filesystem)
+
+
+def _promise(item: dict[str, Any]) -> pads.Expression:
+    """What the log knows of a file's rows, by which files are skipped unopened.
+
+    Partitions and the two columns that are searched for, no more: deltalake's own dataset promises the
+    range of every column, which takes it 6 s for the 365 files of a year of nights.
+    """
+    promise = pads.scalar(True)
+    for key, value in item.items():
+        if key.startswith("partition."):
+            promise &= pads.field(key.removeprefix("partition.")) == value
+    for column in _RANGES:
+        low, high = item.get(f"min.{column}"), item.get(f"max.{column}")
+        if low is not None and high is not None and item.get(f"null_count.{column}") == 0:
+            promise &= (pads.field(column) >= low) & (pads.field(column) <= high)
+    return promise
 
 
 def read(

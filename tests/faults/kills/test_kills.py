@@ -1,0 +1,89 @@
+"""Whatever is killed, and whenever: the same command once more, and every object has exactly one row.
+
+MEDVISION_KILL_ROUNDS says how many rounds; each is a seed of its own and can be run alone by its id.
+MEDVISION_KILL_RESULTS names a JSON-lines file of what came of each round: rounds that are in it already
+without a problem are not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kills.cluster import LocalCluster, prepare_environment
+from kills.forge import Forge
+from kills.rounds import PHASES, Plan, Theatre
+from kills.store import Store
+from medvision_ray import storage
+from medvision_ray.bundle import Bundle
+
+ROUNDS = int(os.environ.get("MEDVISION_KILL_ROUNDS", "100"))
+RESULTS = os.environ.get("MEDVISION_KILL_RESULTS") or os.path.join(tempfile.gettempdir(), f"kills-{os.getpid()}.jsonl")
+
+
+@pytest.fixture(scope="module")
+def theatre(bundle: Bundle) -> Iterator[Theatre]:
+    short = tempfile.mkdtemp(prefix="kills-")  # a socket's path holds 107 characters at most
+    with pytest.MonkeyPatch.context() as patch:
+        store = Store()
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.setenv(name, "test")
+        for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+            patch.setenv(name, "us-east-1")
+        patch.setenv("AWS_ENDPOINT_URL", store.endpoint)
+        storage._filesystem.cache_clear()
+        prepare_environment(Path(short))
+        forge = Forge(Path(short))
+        cluster = LocalCluster(forge.workers)
+        try:
+            yield Theatre(bundle.uri, store, cluster, forge)
+        finally:
+            cluster.stop()
+            forge.stop()
+            store.stop()
+            shutil.rmtree(short, ignore_errors=True)
+
+
+def _lines() -> list[dict[str, Any]]:
+    if not Path(RESULTS).exists():
+        return []
+    return [json.loads(line) for line in Path(RESULTS).read_text().splitlines()]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", range(ROUNDS))
+def test_every_object_has_one_row_after(seed: int, theatre: Theatre) -> None:
+    if any(line["seed"] == seed and not line["problems"] for line in _lines()):
+        pytest.skip("done before, by the results file")
+    outcome = theatre.play(Plan.of(seed))
+    Path(RESULTS).parent.mkdir(parents=True, exist_ok=True)
+    with Path(RESULTS).open("a") as stream:
+        stream.write(json.dumps(outcome.line()) + "\n")
+    assert not outcome.problems, json.dumps(outcome.line(), indent=1)
+
+
+@pytest.mark.skipif(ROUNDS < 100, reason="fewer rounds need not reach everything")
+def test_the_rounds_killed_everything_in_every_phase() -> None:
+    hits = [hit for line in _lines() if line["seed"] < ROUNDS for hit in line["hits"]]
+    assert {name for hit in hits for name in hit["killed"]} == {"driver", "actor", "task worker", "raylet"}
+    driver_died_in = {hit["phase"] for hit in hits if "driver" in hit["killed"]}
+    assert set(PHASES) - driver_died_in == set()
+
+
+@pytest.mark.timeout(600)
+def test_second_run_says_who_holds_the_archive_and_ends(theatre: Theatre) -> None:
+    output = "s3://hospital/two-at-once"
+    first = theatre.hold_at_first_marker(lambda: theatre.start(output, None))
+    second = theatre.start(output, None)
+    assert theatre.wait(second) == 1
+    assert f"process {first.pid} " in second.log.read_text()
+    theatre.release()
+    assert theatre.wait(first) == 0, first.log.read_text()
+    assert theatre.problems(output) == []

@@ -58,15 +58,16 @@ def night(number: int, rows: int, masks: list[Any]) -> list[pa.RecordBatch]:
     probabilities = generator.dirichlet(np.ones(len(CLASSES)), rows).astype(np.float32)
     best = probabilities.argmax(axis=1)
     uris = [f"s3://archive/2025/{number:03d}/{key:016x}.dcm" for key in generator.integers(0, 2**62, rows).tolist()]
+    etags = [f"{key:032x}" for key in generator.integers(0, 2**62, rows).tolist()]
     chosen = [masks[k] if k < len(masks) else None for k in generator.integers(0, 3 * len(masks), rows).tolist()]
     day = FIRST + timedelta(days=number)
     columns: dict[str, Any] = {
         "run_key": [f"score-benchmark-{number:05d}"] * rows,
         "run_date": [day] * rows,
         "model_id": [MODEL] * rows,
-        "image_id": [image_id(uri, "etag") for uri in uris],
+        "image_id": [image_id(uri, etag) for uri, etag in zip(uris, etags, strict=True)],
         "uri": uris,
-        "etag": [f"{k:032x}" for k in generator.integers(0, 2**62, rows).tolist()],
+        "etag": etags,
         "modality": ["DX"] * rows,
         **{
             name: [f"{k:064x}" for k in generator.integers(0, 2**62, rows).tolist()]

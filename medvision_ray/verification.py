@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from medvision_ray import storage, tables
-from medvision_ray.archive.inventory import image_id
+from medvision_ray.archive.inventory import image_ids
 from medvision_ray.errors import UsageError
 from medvision_ray.tables.delta import open_table, same_type
 
@@ -257,9 +257,11 @@ def _verify_batch(name: str, batch: pa.RecordBatch, run_key: str | None, rows: _
         if batch[column].null_count:
             empty = batch[column].is_null().to_pylist()
             findings.add("null_value", name, column, [i for i, null in zip(ids, empty, strict=True) if null])
-    objects = zip(ids, batch["uri"].to_pylist(), batch["etag"].to_pylist(), strict=True)
-    wrong = [i for i, uri, etag in objects if None not in (i, uri, etag) and image_id(uri, etag) != i]
-    findings.add("image_id", name, "", wrong)
+    named = batch.select(["image_id", "uri", "etag"]).filter(
+        pc.and_(pc.and_(batch["image_id"].is_valid(), batch["uri"].is_valid()), batch["etag"].is_valid())
+    )
+    wrong = image_ids(named["uri"], named["etag"]) != named["image_id"].to_numpy()
+    findings.add("image_id", name, "", named["image_id"].to_numpy()[wrong].tolist())
     if name == "predictions":
         _verify_probabilities(batch, rows, findings)
 

@@ -58,10 +58,11 @@ class Inventory:
 
 def image_id(uri: str, etag: str) -> int:
     """First 63 bits of sha256 of address and version: another content is another image."""
-    return int(_image_ids(pa.array([uri]), pa.array([etag]))[0])
+    return int(image_ids(pa.array([uri]), pa.array([etag]))[0])
 
 
-def _image_ids(uris: pa.Array, etags: pa.Array) -> Ids:
+def image_ids(uris: pa.Array, etags: pa.Array) -> Ids:
+    """`image_id` of many objects, shape `(N,)`; neither may be null."""
     sha256 = hashlib.sha256
     keys = pc.binary_join_element_wise(uris.cast(pa.binary()), etags.cast(pa.binary()), b"\0").to_pylist()
     first = b"".join([sha256(key).digest()[:8] for key in keys])
@@ -104,7 +105,7 @@ def _source(config: ArchiveConfig) -> Iterator[pa.RecordBatch]:
 
 
 def _identified(batch: pa.RecordBatch) -> pa.RecordBatch:
-    ids = pa.array(_image_ids(batch["uri"], batch["etag"]))
+    ids = pa.array(image_ids(batch["uri"], batch["etag"]))
     return pa.RecordBatch.from_arrays([ids, batch["uri"], batch["etag"], batch["size"]], schema=SCHEMA)
 
 
@@ -151,7 +152,7 @@ def list_uris(uris: Sequence[str]) -> Inventory:
         found = list(pool.map(stat_or_absent, (storage.absolute(uri) for uri in uris)))
     named, etags = listing.spelled([info.uri for info in found]), pa.array([info.etag for info in found], pa.string())
     sizes = pa.array([info.size for info in found], pa.int64())
-    objects = pa.table([pa.array(_image_ids(named, etags)), named, etags, sizes], schema=SCHEMA)
+    objects = pa.table([pa.array(image_ids(named, etags)), named, etags, sizes], schema=SCHEMA)
     _assert_distinct(objects)
     return Inventory(objects)
 

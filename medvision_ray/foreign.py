@@ -48,9 +48,8 @@ def tell_foreign(log: Log, level: str, source: str, place: str, *, full: str, te
     """One line about what a library said: `text` if it may be repeated, `full` only for debugging."""
     shown = full if log.debug else text
     said = f': "{shown}"' if shown else "; its text is withheld, --debug shows it"
-    at = f" ({place})" if place else ""
     more = {"event": "foreign", "source": source, "place": place}
-    log.write(level, f"{level.capitalize()} of {source}{at}{said}", "medvision: ", more)
+    log.write(level, f"{level.capitalize()} of {source} ({place}){said}", "medvision: ", more)
 
 
 class _Handler(logging.Handler):
@@ -155,7 +154,8 @@ class _DescriptorReader(threading.Thread):
             if level or self._log.debug:
                 tell_foreign(self._log, level or "info", "ray", found[2], full=text)
         if unknown:
-            tell_foreign(self._log, "warning", f"a library ({len(unknown)} lines)", "", full="\n".join(unknown))
+            count = f"{len(unknown)} line{'s' * (len(unknown) > 1)}"
+            tell_foreign(self._log, "warning", "a library", count, full="\n".join(unknown))
 
 
 @contextlib.contextmanager

@@ -101,7 +101,7 @@ class Bundle:
 
         data = _read(self.uri, _WEIGHTS, self.weights_sha256)
         try:
-            model = build_model(self.architecture, self.preprocess, len(self.classes))
+            model = build_model(self.architecture, self.preprocess, len(self.classes), for_training=False)
         except ConfigError as error:
             raise BundleError(f"The architecture of the bundle at {self.uri} cannot be built here: {error}") from None
         state = safetensors.torch.load(data)

@@ -94,7 +94,9 @@ class HybridCNN(nn.Module):
         return self
 
 
-def build_model(config: ModelConfig, preprocess: PreprocessConfig, n_classes: int) -> HybridCNN:
+def build_model(
+    config: ModelConfig, preprocess: PreprocessConfig, n_classes: int, *, for_training: bool = True
+) -> HybridCNN:
     """Build the hybrid CNN with random weights, or with published ones where `weights: imagenet` and a download are allowed.
 
     A weights file named in `config.weights` is loaded by `weights.load_encoder_weights`, not here.
@@ -103,6 +105,7 @@ def build_model(config: ModelConfig, preprocess: PreprocessConfig, n_classes: in
         config: architecture.
         preprocess: normalisation of the input, which happens inside the model.
         n_classes: outputs of the classification head.
+        for_training: find out which parameters get gradients; it costs a second of CPU that inference can save.
 
     Raises:
         ConfigError: no such encoder, or it cannot be built with this depth, or no classes to tell apart.
@@ -115,7 +118,8 @@ def build_model(config: ModelConfig, preprocess: PreprocessConfig, n_classes: in
     if preprocess.channels > config.in_channels:
         raise ConfigError("`preprocess.color: rgb` needs `model.in_channels: 3`, but it is 1.")
     model = HybridCNN(config, preprocess, n_classes)
-    _retire_unused(model)
+    if for_training:
+        _retire_unused(model)
     return model
 
 

@@ -22,8 +22,7 @@ from medvision_ray.cluster import cluster_cpus, cluster_gpus
 from medvision_ray.config import ScoringConfig
 from medvision_ray.errors import MedVisionError
 from medvision_ray.retry import retrying
-from medvision_ray.scoring.preparing import WorkerSettings
-from medvision_ray.scoring.worker import PredictWorker, PrepareWorker, ScoringWorker
+from medvision_ray.scoring.settings import WorkerSettings
 
 # Reading and writing need a share of a CPU that no actor takes, or the job waits for ever.
 _TASK_CPUS = 0.1
@@ -86,6 +85,8 @@ def score_pass(todo_uri: str, attempt_folder: str, settings: WorkerSettings, pla
     import ray
     from ray.data import ActorPoolStrategy, DataContext
     from ray.data.checkpoint import CheckpointConfig
+
+    from medvision_ray.scoring.worker import PredictWorker, PrepareWorker, ScoringWorker  # loads every decoder
 
     context = DataContext.get_current()
     context.use_datasource_v2 = False

@@ -19,37 +19,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from medvision_ray import storage
-from medvision_ray.config import DecodeConfig, PreprocessConfig, ScoringConfig
+from medvision_ray.config import PreprocessConfig
 from medvision_ray.errors import CredentialsError, StorageError
 from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
-from medvision_ray.privacy import Pseudonymiser
 from medvision_ray.scoring.isolated import IsolatedReader
 from medvision_ray.scoring.objects import Effort, Failure, ObjectReader, PreparedObject
+from medvision_ray.scoring.settings import WorkerSettings
 
 _READ_AHEAD_BYTES = 256 << 20
-
-
-@dataclass(frozen=True)
-class WorkerSettings:
-    """What an actor needs to know.
-
-    Attributes:
-        job: name of the job, for metrics.
-        deadline: Unix time from which no further object is begun; None is no limit.
-    """
-
-    bundle_uri: str
-    run_folder: str
-    scoring: ScoringConfig
-    decode: DecodeConfig
-    pseudonymiser: Pseudonymiser
-    job: str = "score"
-    deadline: float | None = None
-
-    @property
-    def past_deadline(self) -> bool:
-        """Whether the run's time is over."""
-        return self.deadline is not None and time.time() >= self.deadline
 
 
 @dataclass(frozen=True)

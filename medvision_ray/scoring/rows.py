@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from medvision_ray import tables
 from medvision_ray.bundle import Bundle
 from medvision_ray.scoring.masks import EMPTY, EncodedMask, encode_mask
-from medvision_ray.scoring.objects import Effort, Failure, PreparedObject
+
+if TYPE_CHECKING:
+    from medvision_ray.scoring.objects import Effort, Failure, PreparedObject
 
 SCORED, FAILED = "scored", "failed"
 # What an object cost: summed into its run's row when that is published, no columns of the tables.

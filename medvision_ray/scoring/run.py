@@ -32,12 +32,11 @@ from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
 from medvision_ray.logs import Reporter
 from medvision_ray.privacy import load_pseudonymiser
 from medvision_ray.scoring.lease import lease
-from medvision_ray.scoring.objects import Failure
 from medvision_ray.scoring.pipeline import CommittedRows, plan, score_pass
-from medvision_ray.scoring.preparing import WorkerSettings
 from medvision_ray.scoring.progress import ProgressLine
 from medvision_ray.scoring.publish import publish_rows
 from medvision_ray.scoring.rows import failed_row, to_table, working_schema
+from medvision_ray.scoring.settings import WorkerSettings
 from medvision_ray.scoring.summary import RunIdentity, RunSummary, over_budget, publish_run, published_run
 
 _PASSES = 3
@@ -274,6 +273,8 @@ def _next_attempt(folder: str) -> tuple[str, int]:
 
 def _give_up(folder: str, missing: pa.Table, classes: tuple[str, ...]) -> None:
     """Failure rows for objects that no pass brought through, written as one more attempt."""
+    from medvision_ray.scoring.objects import Failure  # loads every decoder: not for a run that loses nothing
+
     lost = Failure.of(DecodeError(ErrorCode.WORKER_CRASH, Stage.PREDICT, attempts=_PASSES))
     rows = to_table([failed_row(entry, lost, _PASSES) for entry in missing.to_pylist()], classes)
     attempt, _ = _next_attempt(folder)

@@ -21,8 +21,9 @@ from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
 from medvision_ray.native import reuse_freed_memory
 from medvision_ray.scoring.objects import Effort, Failure, PreparedObject
 from medvision_ray.scoring.predicting import RowMaker
-from medvision_ray.scoring.preparing import Outcome, Preparer, WorkerSettings, block_attempt
+from medvision_ray.scoring.preparing import Outcome, Preparer, block_attempt
 from medvision_ray.scoring.rows import SCORED, to_table
+from medvision_ray.scoring.settings import WorkerSettings
 
 _CHUNK_BYTES = 64 << 20
 """Prepared pixels that cross to a predicting actor at once, about."""

@@ -23,8 +23,8 @@ from medvision_ray.imaging.errors import DecodeError, ErrorCode
 from medvision_ray.privacy import Pseudonymiser
 from medvision_ray.scoring.isolated import IsolatedReader
 from medvision_ray.scoring.objects import Effort, ObjectReader
-from medvision_ray.scoring.preparing import WorkerSettings
 from medvision_ray.scoring.rows import EFFORT_FIELDS
+from medvision_ray.scoring.settings import WorkerSettings
 from medvision_ray.scoring.worker import ScoringWorker
 
 KEY = Pseudonymiser(b"k" * 32)

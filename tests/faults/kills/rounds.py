@@ -29,7 +29,7 @@ KINDS = (
     "driver at the start",
     "actor, then driver in publish",
 )
-_RUN_SECONDS = 150.0
+_RUN_SECONDS = 300.0
 _POLL_SECONDS = 0.02
 _ACTOR = ("ScoringWorker",)
 _TASKS = ("ReadParquet", "Write")

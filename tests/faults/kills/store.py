@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 WRITES = ("PUT", "POST", "DELETE")
-_HOLD_SECONDS = 60.0
+_HOLD_SECONDS = 600.0
 
 
 @dataclass

@@ -57,7 +57,7 @@ def _lines() -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(RESULTS).read_text().splitlines()]
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", range(ROUNDS))
 def test_every_object_has_one_row_after(seed: int, theatre: Theatre) -> None:
     if any(line["seed"] == seed and not line["problems"] for line in _lines()):
@@ -77,7 +77,7 @@ def test_the_rounds_killed_everything_in_every_phase() -> None:
     assert set(PHASES) - driver_died_in == set()
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_second_run_says_who_holds_the_archive_and_ends(theatre: Theatre) -> None:
     output = "s3://hospital/two-at-once"
     first = theatre.hold_at_first_marker(lambda: theatre.start(output, None))

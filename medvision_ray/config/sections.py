@@ -76,7 +76,7 @@ class DecodeConfig(Section):
     max_seconds: Annotated[float, Field(gt=0)] = 120.0
     """Longest time for reading, decoding and preparing one object (`timeout`)."""
     max_memory_bytes: Positive = 8 << 30
-    """Address space of the process in which a suspect object is decoded alone (`out_of_memory`)."""
+    """Memory that one object may take above what its process had before (`out_of_memory`); never over half the node's."""
     volume_index: Annotated[int, Field(ge=0)] | None = None
     """Which volume of a four-dimensional NIfTI to take; null refuses such files (`unsupported_shape`)."""
 

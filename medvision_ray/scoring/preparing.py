@@ -7,10 +7,10 @@ process of its own: the object at fault gets a failure row and the others their 
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -22,11 +22,13 @@ from medvision_ray import storage
 from medvision_ray.config import PreprocessConfig
 from medvision_ray.errors import CredentialsError, StorageError
 from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
+from medvision_ray.native import memory_bytes
 from medvision_ray.scoring.isolated import IsolatedReader
 from medvision_ray.scoring.objects import Effort, Failure, ObjectReader, PreparedObject
 from medvision_ray.scoring.settings import WorkerSettings
 
 _READ_AHEAD_BYTES = 256 << 20
+_MEMORY_SHARE = 0.5  # of the node's memory that one object may take, whatever the configuration says
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,11 @@ class Preparer:
 
     def __init__(self, settings: WorkerSettings, preprocess: PreprocessConfig) -> None:
         self._settings = settings
-        self._reader = ObjectReader(settings.decode, preprocess, settings.pseudonymiser)
+        limit = min(settings.decode.max_memory_bytes, int(_MEMORY_SHARE * memory_bytes()))
+        decode = settings.decode.model_copy(update={"max_memory_bytes": limit})
+        self._reader = ObjectReader(decode, preprocess, settings.pseudonymiser)
         self._pool = ThreadPoolExecutor(settings.scoring.read_threads, thread_name_prefix="read")
-        self._watchdog = Watchdog(settings.decode.max_seconds, settings.decode.max_memory_bytes)
+        self._watchdog = Watchdog(decode.max_seconds, decode.max_memory_bytes)
 
     def prepare(self, entries: list[dict[str, Any]], earlier: int) -> Iterator[Outcome]:
         """Outcomes in the order of the inventory rows; they end early at the deadline.
@@ -151,28 +155,30 @@ class Watchdog:
 
     The block is then tried again with each object in a process of its own. Memory is resident
     memory above that at the object's start; without this the node's out-of-memory killer decides.
+    Time is watched by a thread of the interpreter's own that needs no lock, memory by one that a
+    call which never lets go of the interpreter's lock can starve.
     """
 
     def __init__(self, limit_seconds: float, limit_bytes: int) -> None:
         self._limit_seconds = limit_seconds
         self._limit_bytes = limit_bytes
-        self._busy: tuple[float, int] | None = None
+        self._before: int | None = None
+        self._nowhere = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
         threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
 
     def __enter__(self) -> None:
-        self._busy = (time.monotonic(), resident_bytes())
+        self._before = resident_bytes()
+        faulthandler.dump_traceback_later(self._limit_seconds, exit=True, file=self._nowhere)
 
     def __exit__(self, *_: object) -> None:
-        self._busy = None
+        faulthandler.cancel_dump_traceback_later()
+        self._before = None
 
     def _watch(self) -> None:
         pause = threading.Event()
-        while not pause.wait(min(0.25, self._limit_seconds / 4)):
-            busy = self._busy
-            if busy is None:
-                continue
-            started, before = busy
-            if time.monotonic() - started > self._limit_seconds or resident_bytes() - before > self._limit_bytes:
+        while not pause.wait(0.25):
+            before = self._before
+            if before is not None and resident_bytes() - before > self._limit_bytes:
                 os._exit(1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 
@@ -9,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from medvision_ray import storage
+from medvision_ray.errors import StorageError
 from medvision_ray.logs import Reporter
 from medvision_ray.monitoring import record_progress
 from medvision_ray.scoring.pipeline import CommittedRows
@@ -58,14 +60,15 @@ class ProgressLine:
         inflight = storage.join(self._folder, "inflight")
         told = self._done
         while not self._stop.wait(0.1 if self._first is None else _EVERY_SECONDS):
-            if self._first is None:
-                if storage.exists(inflight):
-                    self._first = time.monotonic()
-                continue
-            self._look()
-            if self._done > told:
-                told = self._done
-                self._tell()
+            with contextlib.suppress(StorageError):  # the run itself meets the same store and says what is wrong
+                if self._first is None:
+                    if storage.exists(inflight):
+                        self._first = time.monotonic()
+                    continue
+                self._look()
+                if self._done > told:
+                    told = self._done
+                    self._tell()
 
     def _tell(self) -> None:
         now = time.monotonic()
@@ -88,7 +91,7 @@ class ProgressLine:
         filesystem, _ = storage.filesystem(self._folder)
         for path in rows.files:
             if path not in self._seen:
-                self._seen.add(path)
                 status = pq.read_table(path, columns=["status"], filesystem=filesystem)["status"]
+                self._seen.add(path)
                 self._done += len(status)
                 self._failed += pc.sum(pc.equal(status, FAILED)).as_py() or 0

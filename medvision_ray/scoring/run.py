@@ -40,6 +40,7 @@ from medvision_ray.scoring.settings import WorkerSettings
 from medvision_ray.scoring.summary import RunIdentity, RunSummary, over_budget, publish_run, published_run
 
 _PASSES = 3
+_EMPTY_PASSES = 2  # the second finds the markers of the first and works with care
 _PUBLISH_WAIT_SECONDS = 1800.0
 
 
@@ -117,7 +118,7 @@ def execute(run: RunPlan, inventory_of: Callable[[Bundle], Inventory], say: Repo
     pseudonymiser = load_pseudonymiser(run.job.privacy)
     base = _base_key(run, bundle)
     with lease(run.job.output, base, f"scoring {run.archive} with {bundle.model_id}") as held:
-        run_key = run.run_key or _derive_run_key(run, base)
+        run_key = run.run_key or _next_run_key(run, base)
         folder = storage.join(run.job.output, "runs", run_key)
         finished = published_run(run.job.output, run_key)
         if finished is not None:
@@ -178,11 +179,17 @@ def _base_key(run: RunPlan, bundle: Bundle) -> str:
     return f"{run.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
-def _derive_run_key(run: RunPlan, base: str) -> str:
-    """`JOB-HASH-NUMBER`: the number of runs of this job, model and archive that are published already."""
+def _next_run_key(run: RunPlan, base: str) -> str:
+    """`JOB-HASH-NUMBER`: the number of runs of this job, model and archive that are published already.
+
+    A run that was killed after it was published and before it was cleaned is cleaned here.
+    """
     rows = tables.read(run.job.output, "runs", ["run_key"])
     keys = rows["run_key"].to_pylist() if rows is not None else []
-    return f"{base}-{sum(key.startswith(base + '-') for key in keys) + 1:05d}"
+    published = sum(key.startswith(base + "-") for key in keys)
+    if published:
+        storage.delete_tree(storage.join(run.job.output, "runs", f"{base}-{published:05d}"))
+    return f"{base}-{published + 1:05d}"
 
 
 def _freeze(
@@ -228,7 +235,7 @@ def _score_missing(
         return None
     from ray.exceptions import RayError  # slow: not for a night with nothing new
 
-    seconds = 0.0
+    seconds, empty = 0.0, 0
     with ray_session(run.job.ray):
         for _ in range(_PASSES):
             attempt, number = _next_attempt(folder)
@@ -254,9 +261,10 @@ def _score_missing(
             before, missing = missing.num_rows, _missing(folder, inventory, classes)
             if missing.num_rows == 0 or settings.past_deadline:
                 break
-            if missing.num_rows == before:
+            empty = empty + 1 if missing.num_rows == before else 0
+            if empty == _EMPTY_PASSES:
                 raise MedVisionError(
-                    "A whole pass scored nothing: the workers could not start. See the Ray worker logs; "
+                    f"{empty} whole passes scored nothing: the workers could not start. See the Ray worker logs; "
                     "the run can be finished with the same command."
                 )
     if missing.num_rows and not settings.past_deadline:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -151,8 +153,6 @@ def test_isolated_child_that_died_after_its_answer_costs_no_object(phantom: Phan
 
 def test_watchdog_ends_a_process_that_hangs(tmp_path: Path) -> None:
     code = "from medvision_ray.scoring.preparing import Watchdog\nimport time\nwith Watchdog(0.2, 1 << 30):\n    time.sleep(30)\n"
-    import subprocess
-    import sys
 
     started = time.monotonic()
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=30).returncode == 1
@@ -195,3 +195,24 @@ def test_defect_of_a_decoder_costs_its_own_object(
     changed = [row for row in found.to_pylist() if row["error_code"] == "internal_error"]
     assert [(row["uri"].rsplit("/", 1)[-1], "DOE" in row["error"]) for row in changed] == [("empty.dcm", False)]
     assert found.num_rows == rows.num_rows
+
+
+def test_watchdog_ends_a_process_that_never_lets_go_of_the_interpreter() -> None:
+    code = (
+        "import re\n"
+        "from medvision_ray.scoring.preparing import Watchdog\n"
+        "with Watchdog(0.5, 1 << 40):\n"
+        "    re.match(b'(a+)+$', b'a' * 60 + b'b')\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 1
+
+
+def test_watchdog_ends_a_process_that_takes_too_much_memory() -> None:
+    code = (
+        "import time\n"
+        "from medvision_ray.scoring.preparing import Watchdog\n"
+        "with Watchdog(100, 64 << 20):\n"
+        "    kept = bytearray(b'1') * (256 << 20)\n"
+        "    time.sleep(100)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=90).returncode == 1

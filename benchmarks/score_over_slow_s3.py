@@ -151,6 +151,7 @@ def score_once(bundle: str) -> dict[str, float]:
     """One whole run over s3://archive with a Ray of its own."""
     from medvision_ray import tables
     from medvision_ray.config import ScoreJob, build_job
+    from medvision_ray.logs import silent
     from medvision_ray.scoring.run import score
 
     with tempfile.TemporaryDirectory() as output:
@@ -162,7 +163,7 @@ def score_once(bundle: str) -> dict[str, float]:
             "scoring": {"batch_size": BATCH, "block_rows": 128},
         }
         job = build_job(ScoreJob, settings, "the benchmark")
-        summary = score(job, lambda _text: None)
+        summary = score(job, silent)
         rows = tables.read(output, "predictions", ["scored_at"])
     times = sorted(moment.timestamp() for moment in rows["scored_at"].to_pylist()) if rows is not None else []
     low, high = len(times) // 5, 4 * len(times) // 5

@@ -1,8 +1,6 @@
 """What `ray job submit -- python jobs/evaluate.py --config jobs/evaluate.yaml` runs; the same as `medvision evaluate`."""
 
-import sys
-
-from medvision_ray.cli import main
+from medvision_ray.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main(["evaluate", *sys.argv[1:]]))
+    program("evaluate")

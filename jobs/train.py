@@ -1,8 +1,6 @@
 """What `ray job submit -- python jobs/train.py --config jobs/train.yaml` runs; the same as `medvision train`."""
 
-import sys
-
-from medvision_ray.cli import main
+from medvision_ray.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *sys.argv[1:]]))
+    program("train")

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from medvision_ray import __version__
 from medvision_ray.cli_tables import add_tables_verb
-from medvision_ray.ending import DONE, OVER_BUDGET, run_to_the_end
+from medvision_ray.ending import DONE, OVER_BUDGET, leave, run_to_the_end
 from medvision_ray.errors import UsageError
 from medvision_ray.foreign import only_ours
 from medvision_ray.logs import FORMATS, Log, finite, open_log
@@ -48,6 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         told = ending.result if ending.error is None else {"error": ending.error, "exit_code": ending.exit_code}
         sys.stdout.write(json.dumps(finite(told), default=str) + "\n")
     return ending.exit_code
+
+
+def program(verb: str | None = None) -> NoReturn:
+    """Run the command line of this process, or `verb` with its options, and end the process."""
+    leave(main([verb, *sys.argv[1:]] if verb else None))
 
 
 def _log_before_options(given: Sequence[str]) -> Log:
@@ -311,4 +316,4 @@ def _print(options: argparse.Namespace, facts: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -89,3 +89,12 @@ def test_a_stopped_program_ends_with_143_and_a_last_line() -> None:
     told, end = (json.loads(line) for line in done.stderr.splitlines())
     assert told["event"] == "stopped"
     assert (end["event"], end["status"], end["exit_code"]) == ("end", "stopped", 143)
+
+
+def test_a_job_that_was_cut_short_leaves_at_once_whatever_threads_remain() -> None:
+    code = (
+        "import threading, time\nfrom medvision_ray.ending import leave\n"
+        "threading.Thread(target=time.sleep, args=(600,)).start()\nprint('said')\nleave(143)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (143, "said\n")

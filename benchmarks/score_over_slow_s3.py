@@ -1,8 +1,8 @@
 """Scoring from S3 with 50 ms added to each read, beside the same without: the price of a store's latency.
 
 A read-only S3 server of this script's own (a process of its own; threads, GET, HEAD and ListObjectsV2 over a folder of
-links) serves real images; with `delay` it waits before it answers a GET. moto was not fast enough: its CPU time for a GET
-is of the order of an image's. Each figure is a whole `score` with a Ray of its own and empty tables on the local disk,
+links) serves real images; with `delay` it waits before it answers a GET. moto takes 5 CPU-ms for a GET of 512 KB, half as
+much as an image. Each figure is a whole `score` with a Ray of its own and empty tables on the local disk,
 delays interleaved; images/s are of the middle three fifths of the rows by their own time stamps. The model is a
 MobileNetV2 hybrid with random weights, bf16. The cost is 1 - (rate with delay / rate without), the median over pairs of
 neighbours. Limit: `read_threads` reads in flight an actor, so actors x read_threads / delay objects a second, whatever

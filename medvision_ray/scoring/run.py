@@ -170,7 +170,7 @@ def _publish(
         )
         seconds["publish"] = time.monotonic() - started
         summary = replace(summary, seconds={k: round(v, 3) for k, v in seconds.items()}, images_per_second=rate)
-        publish_run(output, identity, summary, run.job.model_dump(mode="json"))
+        publish_run(output, identity, summary, run.job.model_dump(mode="json", exclude={"on_finish", "logging"}))
     return summary
 
 

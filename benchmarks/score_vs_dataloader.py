@@ -38,7 +38,7 @@ def peer(bundle_uri: str, listing: str, limit_only: bool) -> dict[str, float]:
 
     from medvision_ray.bundle import load_bundle
     from medvision_ray.config import DecodeConfig
-    from medvision_ray.scoring.objects import ObjectReader
+    from medvision_ray.scoring.objects import Effort, ObjectReader
     from medvision_ray.scoring.predictor import Predictor
 
     cv2.setNumThreads(1)
@@ -51,7 +51,8 @@ def peer(bundle_uri: str, listing: str, limit_only: bool) -> dict[str, float]:
             return len(uris)
 
         def __getitem__(self, index: int) -> Any:
-            return reader.prepare(reader.read(uris[index], "")).pixels[0]
+            effort = Effort()
+            return reader.prepare(reader.read(uris[index], "", effort), effort).pixels[0]
 
     if limit_only:
         torch.set_num_threads(1)

@@ -171,8 +171,8 @@ class ScoringConfig(Section):
     """Frames per forward pass; null is 16 on CPUs (small ones are faster there), 128 on GPUs, halved where memory ends."""
     block_rows: Positive = 256
     """Objects per Ray Data block: the unit of progress that a killed run keeps."""
-    read_threads: Positive = 4
-    """Threads per actor that read ahead."""
+    read_threads: Positive = 8
+    """Threads per actor that read ahead: at 50 ms a read, 8 keep up with 160 objects a second."""
     precision: Literal["bf16", "float32"] = "bf16"
     """Precision of the forward pass; bf16 on CPUs without its instructions is slower than float32."""
     actors: Positive | None = None

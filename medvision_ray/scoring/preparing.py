@@ -8,19 +8,16 @@ process of its own: the object at fault gets a failure row and the others their 
 from __future__ import annotations
 
 import faulthandler
-import json
 import os
 import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from medvision_ray import storage
 from medvision_ray.config import PreprocessConfig
-from medvision_ray.errors import CredentialsError, StorageError
+from medvision_ray.errors import StorageError
 from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
 from medvision_ray.native import memory_bytes
 from medvision_ray.scoring.isolated import IsolatedReader
@@ -39,38 +36,6 @@ class Outcome:
     result: PreparedObject | Failure
     effort: Effort
     attempts: int
-
-
-@contextmanager
-def block_attempt(run_folder: str, step: str, first_id: int) -> Iterator[int]:
-    """Mark a block as being worked on; gives the number of earlier attempts that did not end.
-
-    Args:
-        step: `prepare` or `predict`: a block that killed one may pass the other.
-        first_id: image_id of the block's first object.
-
-    Raises:
-        CredentialsError: the store accepts no request.
-    """
-    marker = storage.join(run_folder, "inflight", f"{step}-{first_id}")
-    try:
-        earlier = _attempts(marker)
-        storage.write_bytes(marker, json.dumps({"attempts": earlier + 1}).encode())
-        yield earlier
-        storage.delete_object(marker)  # not in `finally`: an attempt that raised has not ended either
-    except StorageError as error:
-        if error.code != "credentials":
-            raise
-        raise CredentialsError(str(error), code=error.code) from None
-
-
-def _attempts(marker: str) -> int:
-    try:
-        return int(json.loads(storage.read_bytes(marker))["attempts"])
-    except StorageError as error:
-        if error.code != "not_found":
-            raise
-        return 0
 
 
 class Preparer:

@@ -7,9 +7,11 @@ committed rows say what is done, and the tables know which run has published.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import json
 import math
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -31,6 +33,7 @@ from medvision_ray.errors import CredentialsError, MedVisionError, StorageError,
 from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
 from medvision_ray.logs import Reporter
 from medvision_ray.privacy import load_pseudonymiser
+from medvision_ray.scoring.attempts import forgive_attempts
 from medvision_ray.scoring.lease import lease
 from medvision_ray.scoring.pipeline import CommittedRows, plan, score_pass
 from medvision_ray.scoring.progress import ProgressLine
@@ -235,7 +238,10 @@ def _score_missing(
         return None
     from ray.exceptions import RayError  # slow: not for a night with nothing new
 
+    forgive_attempts(folder)
     seconds, empty = 0.0, 0
+    # The decoders load while Ray starts; a pass needs both.
+    threading.Thread(target=importlib.import_module, args=("medvision_ray.scoring.worker",), daemon=True).start()
     with ray_session(run.job.ray):
         for _ in range(_PASSES):
             attempt, number = _next_attempt(folder)

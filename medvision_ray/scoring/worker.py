@@ -19,9 +19,10 @@ from medvision_ray import monitoring
 from medvision_ray.bundle import Bundle, load_bundle
 from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
 from medvision_ray.native import reuse_freed_memory
+from medvision_ray.scoring.attempts import block_attempt
 from medvision_ray.scoring.objects import Effort, Failure, PreparedObject
 from medvision_ray.scoring.predicting import RowMaker
-from medvision_ray.scoring.preparing import Outcome, Preparer, block_attempt
+from medvision_ray.scoring.preparing import Outcome, Preparer
 from medvision_ray.scoring.rows import SCORED, to_table
 from medvision_ray.scoring.settings import WorkerSettings
 

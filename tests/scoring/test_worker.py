@@ -23,6 +23,7 @@ from medvision_ray.errors import CredentialsError, StorageError
 from medvision_ray.imaging.decode import decode
 from medvision_ray.imaging.errors import DecodeError, ErrorCode
 from medvision_ray.privacy import Pseudonymiser
+from medvision_ray.scoring.attempts import forgive_attempts
 from medvision_ray.scoring.isolated import IsolatedReader
 from medvision_ray.scoring.objects import Effort, ObjectReader
 from medvision_ray.scoring.rows import EFFORT_FIELDS
@@ -115,6 +116,16 @@ def test_block_that_kills_every_worker_is_given_up(bundle: Bundle, phantom: Phan
     storage.write_bytes(str(tmp_path / "inflight" / f"prepare-{block['image_id'][0].as_py()}"), b'{"attempts": 3}')
     given_up = ScoringWorker(_settings(bundle, tmp_path))(block)
     assert given_up["error_code"].to_pylist() == ["worker_crash"] * 3
+
+
+def test_block_of_often_killed_drivers_is_not_given_up(
+    rows: pa.Table, bundle: Bundle, phantom: PhantomArchive, tmp_path: Path
+) -> None:
+    block = _block(phantom)
+    marker = tmp_path / "inflight" / f"prepare-{block['image_id'][0].as_py()}"
+    storage.write_bytes(str(marker), b'{"attempts": 3}')
+    forgive_attempts(str(tmp_path))
+    assert _comparable(ScoringWorker(_settings(bundle, tmp_path))(block)) == _comparable(rows)
 
 
 def test_empty_block_gives_no_rows(bundle: Bundle, phantom: PhantomArchive, tmp_path: Path) -> None:

@@ -1,13 +1,19 @@
-"""Scoring images/s beside a plain torch DataLoader loop with 2 workers, interleaved in one run.
+"""Scoring images/s beside a plain torch DataLoader loop, the field's own style, and the machine's limit.
 
-Both read, decode and preprocess with this package's functions and run the same bundle in bf16 and
-channels_last at the same batch size. The peer stops at probabilities and mask maps; the project also
-carries masks back to the source grid, compresses them, and commits rows. Each figure is the median
-over repeats. Steady state is, for the project, the middle three fifths of the rows by their own time stamps;
-for the peer, everything after its first batch. Start-up is what else the run took (Ray, actors, model loading,
-the last blocks, publishing; for the peer, worker start and model loading). Writes benchmarks/results/score_vs_dataloader.json.
+Real chest X-rays and CT DICOM, a small CNN and a MobileNetV2 hybrid (random weights from a seed: speed does not
+hang on them), interleaved in one run, medians. All run the same model on the same images:
 
-    python benchmarks/score_vs_dataloader.py --bundle URI --archive FOLDER [--objects 2000] [--repeats 3]
+- project: `medvision score` as it comes: also masks back on the source grid, compressed, rows committed. Steady state
+  is the middle three fifths of the rows by their own time stamps; start-up is what else the run took.
+- peer: a DataLoader with 2 workers that reads, decodes and preprocesses with this package's functions, and a loop that
+  predicts in bf16 and channels_last at the same batch size; it stops at probabilities and mask maps. Everything after
+  its first batch counts.
+- field: float32, batch of 1, serial, scikit-image and pydicom for reading and resizing, in the style of
+  TorchXRayVision's batch script; on a tenth of the images.
+- limit: cores divided by the CPU-seconds an image of bare decode, preprocess and forward in one process and thread,
+  with this package's allocator setting.
+
+    python benchmarks/score_vs_dataloader.py [--objects 1000] [--repeats 2] [--archive FOLDER ...]
 """
 
 from __future__ import annotations
@@ -15,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,8 +29,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results" / "score_vs_dataloader.json"
+from facts import machine, print_table, write_results
+
 BATCH = 16
+MODELS = {
+    "small CNN": {"encoder": "tu-mobilenetv3_small_050", "decoder_channels": (16, 16, 8, 8, 8)},
+    "MobileNetV2 hybrid": {"encoder": "mobilenet_v2", "decoder_channels": (128, 64, 48, 32, 16)},
+}
+ARCHIVES = ("chest_xray", "chest_ct_dicom")
 
 
 def peer(bundle_uri: str, listing: str, limit_only: bool) -> dict[str, float]:
@@ -38,6 +49,7 @@ def peer(bundle_uri: str, listing: str, limit_only: bool) -> dict[str, float]:
 
     from medvision_ray.bundle import load_bundle
     from medvision_ray.config import DecodeConfig
+    from medvision_ray.native import reuse_freed_memory
     from medvision_ray.scoring.objects import Effort, ObjectReader
     from medvision_ray.scoring.predictor import Predictor
 
@@ -56,6 +68,7 @@ def peer(bundle_uri: str, listing: str, limit_only: bool) -> dict[str, float]:
 
     if limit_only:
         torch.set_num_threads(1)
+        reuse_freed_memory()
     predictor = Predictor(bundle, "bf16", "cpu")
     loader = DataLoader(
         Images(),
@@ -91,7 +104,8 @@ def project(bundle_uri: str, folder: str) -> dict[str, float]:
             "bundle": bundle_uri,
             "output": output,
             "privacy": {"demo_key": True},
-            "scoring": {"batch_size": BATCH, "block_rows": 128},
+            "scoring": {"batch_size": BATCH, "block_rows": 64},
+            "ray": {"num_cpus": os.cpu_count()},
         }
         summary = score(build_job(ScoreJob, settings, "the benchmark"), silent)
         total = time.monotonic() - started
@@ -107,6 +121,61 @@ def project(bundle_uri: str, folder: str) -> dict[str, float]:
     }
 
 
+def field(bundle_uri: str, listing: str) -> dict[str, float]:
+    """float32, one image at a time, in one process with torch's own threads."""
+    import numpy as np
+    import pydicom
+    import skimage.io
+    import skimage.transform
+    import torch
+
+    from medvision_ray.bundle import load_bundle
+
+    bundle = load_bundle(bundle_uri)
+    model = bundle.build_model()
+    uris = json.loads(Path(listing).read_text())[::10]
+    started = time.monotonic()
+    for uri in uris:
+        pixels = pydicom.dcmread(uri).pixel_array if uri.endswith(".dcm") else skimage.io.imread(uri, as_gray=True)
+        grey = pixels.astype(np.float32)
+        grey = 255 * (grey - grey.min()) / max(float(np.ptp(grey)), 1e-6)
+        small = skimage.transform.resize(grey, bundle.preprocess.size, preserve_range=True).astype(np.float32)
+        with torch.no_grad():
+            output = model(torch.from_numpy(small)[None, None])
+            if output.logits is not None:
+                output.logits.softmax(dim=1).numpy()
+    return {"images_per_second": len(uris) / (time.monotonic() - started)}
+
+
+def make_bundle(name: str, folder: Path) -> str:
+    """A bundle with random weights."""
+    import torch
+
+    from medvision_ray.bundle import save_bundle
+    from medvision_ray.config import ModelConfig, PreprocessConfig
+    from medvision_ray.learning.model import build_model
+
+    torch.manual_seed(0)
+    architecture, preprocess = ModelConfig.model_validate(MODELS[name]), PreprocessConfig()
+    model = build_model(architecture, preprocess, 3)
+    place = str(folder / name.replace(" ", "-"))
+    save_bundle(
+        place,
+        name=name.replace(" ", "-"),
+        architecture=architecture,
+        preprocess=preprocess,
+        classes=("a", "b", "c"),
+        multi_label=False,
+        thresholds=(),
+        mask_threshold=0.5,
+        trained={},
+        metrics={},
+        train_digest=(),
+        model=model,
+    )
+    return place
+
+
 def _child(*arguments: str) -> dict[str, float]:
     run = subprocess.run([sys.executable, __file__, *arguments], check=True, capture_output=True, text=True)
     found: dict[str, float] = json.loads(run.stdout.splitlines()[-1])
@@ -119,7 +188,7 @@ def _sample(archive: str, objects: int, folder: Path) -> str:
         p for p in Path(archive).resolve().rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".dcm")
     )
     chosen = images[:: max(1, len(images) // objects)][:objects]
-    (folder / "archive").mkdir()
+    (folder / "archive").mkdir(parents=True)
     for number, path in enumerate(chosen):
         (folder / "archive" / f"{number:06d}{path.suffix}").symlink_to(path)
     listing = folder / "list.json"
@@ -127,58 +196,81 @@ def _sample(archive: str, objects: int, folder: Path) -> str:
     return str(listing)
 
 
-def main() -> None:
-    """Interleave the three and write medians."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bundle", required=True)
-    parser.add_argument("--archive")
-    parser.add_argument("--objects", type=int, default=2000)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--child", choices=("peer", "limit", "project"))
-    parser.add_argument("--input")
-    options = parser.parse_args()
-    if options.child:
-        result = (
-            project(options.bundle, options.input)
-            if options.child == "project"
-            else peer(options.bundle, options.input, options.child == "limit")
-        )
-        sys.stdout.write(json.dumps(result) + "\n")
-        return
-    runs: dict[str, list[dict[str, float]]] = {"project": [], "peer": [], "limit": []}
-    with tempfile.TemporaryDirectory() as scratch:
-        listing = _sample(options.archive, options.objects, Path(scratch))
-        places = {"project": str(Path(scratch) / "archive"), "peer": listing, "limit": listing}
-        for _ in range(options.repeats):
-            for name, found in runs.items():
-                found.append(_child("--bundle", options.bundle, "--child", name, "--input", places[name]))
-                sys.stderr.write(f"{name}: {found[-1]}\n")
-    cores = os.cpu_count() or 1
-    table = {
+def measure(bundle: str, archive: str, objects: int, repeats: int, scratch: Path) -> dict[str, Any]:
+    """One model on one archive: medians and ratios of interleaved runs."""
+    listing = _sample(archive, objects, scratch)
+    runs: dict[str, list[dict[str, float]]] = {"project": [], "peer": [], "field": [], "limit": []}
+    for _ in range(repeats):
+        for name, found in runs.items():
+            place = str(scratch / "archive") if name == "project" else listing
+            found.append(_child("--bundle", bundle, "--child", name, "--input", place))
+            sys.stderr.write(f"{name}: {found[-1]}\n")
+    medians = {
         name: {key: round(statistics.median(run[key] for run in found), 4) for key in found[0]}
         for name, found in runs.items()
     }
-    limit = cores / table["limit"]["cpu_per_image"]
-    pairs = [
-        a["images_per_second"] / b["images_per_second"] for a, b in zip(runs["project"], runs["peer"], strict=True)
-    ]
-    result = {
-        "medians": table,
-        "ratio_to_peer": round(statistics.median(pairs), 3),
+    cores = os.cpu_count() or 1
+    limit = cores / medians["limit"]["cpu_per_image"]
+    ours = medians["project"]["images_per_second"]
+
+    def ratio(name: str) -> float:
+        pairs = zip(runs["project"], runs[name], strict=True)
+        return round(statistics.median(a["images_per_second"] / b["images_per_second"] for a, b in pairs), 3)
+
+    return {
+        "medians": medians,
+        "ratio_to_peer": ratio("peer"),
+        "ratio_to_field": ratio("field"),
         "limit_images_per_second": round(limit, 1),
-        "ratio_to_limit": round(table["project"]["images_per_second"] / limit, 3),
-        "objects": options.objects,
-        "repeats": options.repeats,
-        "machine": {
-            "cores": cores,
-            "processor": platform.processor() or platform.machine(),
-            "python": platform.python_version(),
-        },
+        "ratio_to_limit": round(ours / limit, 3),
         "runs": runs,
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
-    sys.stdout.write(json.dumps({key: value for key, value in result.items() if key != "runs"}, indent=2) + "\n")
+
+
+def main() -> None:
+    """Interleave the four on each archive and model, and write medians."""
+    data = Path(os.environ.get("MEDVISION_DATA", "../shared/data"))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--archive", action="append", help="a folder of images; default: those of MEDVISION_DATA")
+    parser.add_argument("--objects", type=int, default=1000)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--bundle", help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=("peer", "limit", "project", "field"), help=argparse.SUPPRESS)
+    parser.add_argument("--input", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        children = {"project": project, "field": field}
+        run = children.get(options.child, lambda *given: peer(*given, options.child == "limit"))
+        sys.stdout.write(json.dumps(run(options.bundle, options.input)) + "\n")
+        return
+    cases: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for archive in options.archive or [str(data / name) for name in ARCHIVES]:
+            for name in MODELS:
+                case = f"{Path(archive).name}, {name}"
+                sys.stderr.write(f"{case}\n")
+                place = Path(scratch) / case.replace(" ", "-")
+                place.mkdir()
+                cases[case] = measure(make_bundle(name, place), archive, options.objects, options.repeats, place)
+    facts = machine("torch", "ray", "numpy", "imagecodecs", "opencv-python-headless", "pydicom")
+    write_results(
+        "score_vs_dataloader",
+        {"cases": cases, "objects": options.objects, "repeats": options.repeats, "machine": facts},
+    )
+    print_table(
+        ("archive, model", "ours", "peer", "ratio", "field", "ratio", "limit", "share", "CPU ms", "start-up s"),
+        [
+            (
+                name,
+                *(case["medians"]["project"]["images_per_second"], case["medians"]["peer"]["images_per_second"]),
+                *(case["ratio_to_peer"], case["medians"]["field"]["images_per_second"], case["ratio_to_field"]),
+                *(case["limit_images_per_second"], case["ratio_to_limit"]),
+                round(1000 * case["medians"]["limit"]["cpu_per_image"], 1),
+                case["medians"]["project"]["startup_seconds"],
+            )
+            for name, case in cases.items()
+        ],
+    )
 
 
 if __name__ == "__main__":

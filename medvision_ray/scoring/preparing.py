@@ -10,6 +10,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -118,32 +119,43 @@ def _caught(prepare: Any) -> PreparedObject | Failure:
 class Watchdog:
     """Ends this process when one object takes too long or too much memory: native code cannot be interrupted otherwise.
 
-    The block is then tried again with each object in a process of its own. Memory is resident
-    memory above that at the object's start; without this the node's out-of-memory killer decides.
-    Time is watched by a thread of the interpreter's own that needs no lock, memory by one that a
-    call which never lets go of the interpreter's lock can starve.
+    The block is then tried again with each object in a process of its own. Memory is resident memory
+    above that before the object; without this the node's out-of-memory killer decides. A thread
+    looks four times a second, so that an object costs nothing; a call that never lets go of the
+    interpreter's lock starves that thread, which sets off faulthandler's timer, which needs no lock.
     """
 
     def __init__(self, limit_seconds: float, limit_bytes: int) -> None:
         self._limit_seconds = limit_seconds
         self._limit_bytes = limit_bytes
-        self._before: int | None = None
+        self._object: tuple[float] | None = None
+        self._tick = min(0.25, limit_seconds / 4)
         self._nowhere = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+        self._keep_alive()
         threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
 
     def __enter__(self) -> None:
-        self._before = resident_bytes()
-        faulthandler.dump_traceback_later(self._limit_seconds, exit=True, file=self._nowhere)
+        self._object = (time.monotonic(),)
 
     def __exit__(self, *_: object) -> None:
-        faulthandler.cancel_dump_traceback_later()
-        self._before = None
+        self._object = None
+
+    def _keep_alive(self) -> None:
+        faulthandler.dump_traceback_later(self._limit_seconds + 4 * self._tick, exit=True, file=self._nowhere)
 
     def _watch(self) -> None:
         pause = threading.Event()
-        while not pause.wait(0.25):
-            before = self._before
-            if before is not None and resident_bytes() - before > self._limit_bytes:
+        seen: tuple[float] | None = None
+        before = latest = resident_bytes()
+        while not pause.wait(self._tick):
+            self._keep_alive()
+            earlier, latest = latest, resident_bytes()
+            current = self._object
+            if current is None:
+                continue
+            if current is not seen:
+                seen, before = current, earlier
+            if time.monotonic() - current[0] > self._limit_seconds or latest - before > self._limit_bytes:
                 os._exit(1)
 
 

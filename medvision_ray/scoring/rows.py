@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,7 @@ def working_schema(classes: tuple[str, ...]) -> pa.Schema:
 
 def effort_columns(effort: Effort) -> dict[str, Any]:
     """An object's cost as columns of its working row."""
-    return asdict(effort)
+    return vars(effort)
 
 
 def frame_result(

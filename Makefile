@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TAG := $(shell $(PYTHON) -c "import sys; print('py%d%d' % sys.version_info[:2])")
 STAMP := $(VENV)/.installed-$(TAG)
 
-.PHONY: demo test test-faults check format constraints bench-score clean
+.PHONY: demo test test-faults check format constraints bench bench-score clean
 
 demo: $(STAMP)
 	$(BIN)/medvision demo --folder demo
@@ -25,6 +25,10 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Every benchmark and one table; about an hour on two quiet cores. ARGS are the script's options.
+bench: $(STAMP)
+	$(BIN)/python benchmarks/all.py $(ARGS)
 
 # Scoring speed beside a plain torch DataLoader loop; ARGS are the script's options.
 bench-score: $(STAMP)

@@ -20,6 +20,7 @@ from medvision_ray.scoring.pipeline import CommittedRows
 from medvision_ray.scoring.rows import EFFORT_FIELDS, FAILED, SCORED, working_schema
 from medvision_ray.scoring.summary import COMPLETE, DEADLINE, RunIdentity, RunSummary, reasons_of
 
+_DECISION = "publish.json"
 Ids = np.ndarray[tuple[int], np.dtype[np.int64]]
 Mask = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
@@ -53,6 +54,7 @@ def publish_rows(
     """Check that every object has exactly one row, then commit predictions and failures.
 
     Must be called by one run of a model at a time: what other runs committed meanwhile is left out.
+    The first call decides which rows the run has; a second one, after a kill, publishes the same.
 
     Args:
         may_miss: the run's time was over: objects without a row are left for a later run.
@@ -60,7 +62,7 @@ def publish_rows(
     Raises:
         MedVisionError: an object has no row, or a row no object; nothing is committed then.
     """
-    files = CommittedRows(folder)
+    files, may_miss, decided = _decision(folder, may_miss)
     schema = working_schema(classes)
     kept = _keep(output, identity, files, schema, inventory)
     if kept.missing and not may_miss:
@@ -68,6 +70,9 @@ def publish_rows(
             f"Expected one row for each of {inventory.objects.num_rows} objects, but {kept.missing} have none. "
             "Nothing was published; please report this."
         )
+    if not decided:
+        decision = {"files": files.files, "may_miss": may_miss}
+        storage.write_bytes(storage.join(folder, _DECISION), json.dumps(decision).encode())
     retried = _replaced_failures(output, identity, folder, kept) if inventory.retried else 0
     _commit(output, identity, classes, files, kept, retries=inventory.retried > 0)
     failures = kept.rows.filter(pc.equal(kept.rows["status"], FAILED))
@@ -94,6 +99,21 @@ def publish_rows(
         bytes_read=pc.sum(cost["bytes_read"]).as_py() or 0,
         peak_memory_bytes=pc.max(cost["peak_memory_bytes"]).as_py() or 0,
     )
+
+
+def is_publishing(folder: str) -> bool:
+    """Whether a run has begun to publish: then nothing more may be scored, since its commits are made once."""
+    return storage.exists(storage.join(folder, _DECISION))
+
+
+def _decision(folder: str, may_miss: bool) -> tuple[CommittedRows, bool, bool]:
+    """The working files that make up the run, whether objects may be missing, and whether an earlier try said so."""
+    files = CommittedRows(folder)
+    if not is_publishing(folder):
+        return files, may_miss, False
+    decision = json.loads(storage.read_bytes(storage.join(folder, _DECISION)))
+    files.files = decision["files"]
+    return files, decision["may_miss"], True
 
 
 def _keep(output: str, identity: RunIdentity, files: CommittedRows, schema: pa.Schema, inventory: Inventory) -> _Kept:

@@ -37,7 +37,7 @@ from medvision_ray.scoring.attempts import forgive_attempts
 from medvision_ray.scoring.lease import lease
 from medvision_ray.scoring.pipeline import CommittedRows, plan, score_pass
 from medvision_ray.scoring.progress import ProgressLine
-from medvision_ray.scoring.publish import publish_rows
+from medvision_ray.scoring.publish import is_publishing, publish_rows
 from medvision_ray.scoring.rows import failed_row, to_table, working_schema
 from medvision_ray.scoring.settings import WorkerSettings
 from medvision_ray.scoring.summary import RunIdentity, RunSummary, over_budget, publish_run, published_run
@@ -234,7 +234,7 @@ def _score_missing(
     folder = settings.run_folder
     missing = _missing(folder, inventory, classes)
     first = missing.num_rows
-    if first == 0 or settings.past_deadline:
+    if first == 0 or settings.past_deadline or is_publishing(folder):
         return None
     from ray.exceptions import RayError  # slow: not for a night with nothing new
 

@@ -131,6 +131,7 @@ class Watchdog:
         self._object: tuple[float] | None = None
         self._tick = min(0.25, limit_seconds / 4)
         self._nowhere = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+        self._resident = resident_bytes()  # here and not in the thread, which may start after the first object
         self._keep_alive()
         threading.Thread(target=self._watch, daemon=True, name="watchdog").start()
 
@@ -146,7 +147,7 @@ class Watchdog:
     def _watch(self) -> None:
         pause = threading.Event()
         seen: tuple[float] | None = None
-        before = latest = resident_bytes()
+        before = latest = self._resident
         while not pause.wait(self._tick):
             self._keep_alive()
             earlier, latest = latest, resident_bytes()

@@ -13,9 +13,10 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/pytest --durations=15
 
-# Whole runs while processes are killed and the object store misbehaves; under 20 minutes on 2 cores.
+# Whole runs while processes are killed and the object store misbehaves.
 test-faults: $(STAMP)
 	$(BIN)/pytest tests/faults --durations=15
+	$(BIN)/pytest tests/integration -m slow
 
 check: $(STAMP)
 	$(BIN)/ruff check .

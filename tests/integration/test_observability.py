@@ -66,7 +66,7 @@ def night(bundle: Bundle, phantom: PhantomArchive, tmp_path_factory: pytest.Temp
     (place / "tell.py").write_text(f"import sys; open({str(told)!r}, 'w').write(sys.stdin.read())")
     settings = {
         **{"archive.uri": archive, "bundle": bundle.uri, "output": output, "privacy.demo_key": "true"},
-        **{"ray.num_cpus": 2, "scoring.block_rows": 4, "scoring.precision": "float32"},
+        **{"ray.num_cpus": 2, "scoring.block_rows": 4, "scoring.precision": "float32", "scoring.actors": 1},
         **{"on_finish.command": json.dumps([sys.executable, str(place / "tell.py")])},
     }
     command = [sys.executable, "-m", "medvision_ray.cli", "score"]

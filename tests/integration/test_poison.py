@@ -130,7 +130,7 @@ def _score(archive: Path, bundle: Bundle, output: Path, limits: dict[str, object
         "output": str(output),
         "privacy": {"demo_key": True},
         "decode": limits,
-        "scoring": {"block_rows": _BLOCK, "precision": "float32"},
+        "scoring": {"block_rows": _BLOCK, "precision": "float32", "actors": 1},
         "budget": {"max_failure_fraction": 1.0},
     }
     score(build_job(ScoreJob, settings, "a test"), silent)

@@ -20,7 +20,8 @@ from medvision_ray.bundle import Bundle
 from medvision_ray.cluster import ray_session
 from medvision_ray.config import ArchiveConfig, RayConfig, ScoreJob, build_job
 from medvision_ray.demo.archive import PhantomArchive
-from medvision_ray.errors import UsageError
+from medvision_ray.errors import StorageError, UsageError
+from medvision_ray.listing import list_objects
 from medvision_ray.logs import silent
 from medvision_ray.scoring.run import preview, score
 from medvision_ray.scoring.summary import RunSummary
@@ -40,7 +41,7 @@ def _job(archive: str | dict[str, object], bundle: Bundle, output: str, **more: 
         "bundle": bundle.uri,
         "output": output,
         "privacy": {"demo_key": True},
-        "scoring": {"block_rows": 4, "precision": "float32"},
+        "scoring": {"block_rows": 8, "precision": "float32", "actors": 1},
         "budget": {"max_failure_fraction": 1.0},
         **more,
     }
@@ -243,6 +244,13 @@ def test_unknown_error_code_is_refused(bundle: Bundle, phantom: PhantomArchive, 
         preview(_job(phantom.night_2, bundle, str(tmp_path), retry_failed=("truncted",)))
 
 
+def _has_committed_a_file(output: str) -> bool:
+    try:
+        return any("/checkpoint/" in item.path for item in list_objects(f"{output}/runs"))
+    except StorageError:
+        return False
+
+
 def test_killed_driver_is_finished_by_the_same_command(
     bundle: Bundle, phantom: PhantomArchive, tmp_path: Path, s3: str
 ) -> None:
@@ -253,25 +261,23 @@ def test_killed_driver_is_finished_by_the_same_command(
         f"bundle={bundle.uri}",
         f"output={output}",
         "privacy.demo_key=true",
-        "scoring.block_rows=1",
+        "scoring.block_rows=4",
         "budget.max_failure_fraction=1.0",
         "ray.num_cpus=2",
     ):
         command += ["--set", item]
-    driver = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    assert driver.stderr is not None
-    for line in driver.stderr:
-        if "a second" in line:
-            break
-    else:
-        pytest.fail("the run ended before it could be killed")
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 200
+    while not _has_committed_a_file(output):
+        assert driver.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline, "no rows were written"
+        time.sleep(0.1)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
     assert _ids(output) == Counter()
     time.sleep(2)
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+
     assert done.returncode == 0, done.stderr
     assert _ids(output) == _expected(phantom.night_1)
     runs = tables.read(output, "runs")

@@ -236,6 +236,7 @@ result = train(job, lambda line: print(line, flush=True))
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_killed_driver_resumes_without_repeating_a_finished_epoch(archive: PhantomArchive, tmp_path: Path) -> None:
     job = _job(archive, tmp_path, epochs=6)
     command = [sys.executable, "-c", _DRIVER, job.model_dump_json()]

@@ -86,7 +86,7 @@ class S3Files(pafs.FileSystemHandler):  # type: ignore[misc]
 
     def delete_root_dir_contents(self) -> None:
         """Refused: nobody means to empty every bucket."""
-        raise NotImplementedError
+        raise NotImplementedError("Expected a prefix to delete below, but got a whole store.")
 
     def delete_file(self, path: str) -> None:
         """Delete one object."""
@@ -124,7 +124,7 @@ class S3Files(pafs.FileSystemHandler):  # type: ignore[misc]
 
     def open_append_stream(self, path: str, metadata: Any) -> pa.NativeFile:
         """Refused: S3 appends nothing."""
-        raise NotImplementedError
+        raise NotImplementedError("Expected a write of a whole object: S3 cannot append.")
 
 
 def _uri(path: str) -> str:

@@ -51,11 +51,11 @@ class RunSummary:
     """What a run did.
 
     Attributes:
-        listed: objects in the listing: already done, scored, failed and not scored.
+        listed: already done, scored, failed and not scored; what `limit` left out is not counted.
         excluded: not listed: by pattern, or modified before `since`.
         already_done: left out because the model had committed them.
         retried: of the scored and failed, those whose earlier failure this run replaced.
-        not_scored: left for a later run, because the time was over or `limit` reached.
+        not_scored: left for a later run, because the time was over.
         state: `complete`, or `deadline` where the time was over first.
         reasons: failures by code, most frequent first.
         seconds: of this process: list, score, publish. A resumed run counts its last attempt.

@@ -49,6 +49,11 @@ class Preparer:
         self._reader = ObjectReader(decode, preprocess, settings.pseudonymiser)
         self._pool = ThreadPoolExecutor(settings.scoring.read_threads, thread_name_prefix="read")
         self._watchdog = Watchdog(decode.max_seconds, decode.max_memory_bytes)
+        self._reads: _ReadAhead | None = None
+
+    def read_ahead(self, entries: list[dict[str, Any]]) -> None:
+        """Begin to read the block that `prepare` gets next, while the caller still leaves its marker."""
+        self._reads = _ReadAhead(self._pool, self._reader, entries, 2 * self._settings.scoring.read_threads + 1)
 
     def prepare(self, entries: list[dict[str, Any]], earlier: int) -> Iterator[Outcome]:
         """Outcomes in the order of the inventory rows; they end early at the deadline.
@@ -68,25 +73,13 @@ class Preparer:
                 return
 
     def _each(self, entries: list[dict[str, Any]]) -> Iterator[tuple[PreparedObject | Failure, Effort]]:
-        """Bytes are read ahead by threads, bounded in number and in bytes."""
-        ahead: deque[tuple[Future[bytes], Effort, int]] = deque()
-        budget = _READ_AHEAD_BYTES
-        following = 0
-        for _ in entries:
-            while following < len(entries) and len(ahead) <= 2 * self._settings.scoring.read_threads:
-                entry = entries[following]
-                if ahead and entry["size"] > budget:
-                    break
-                effort = Effort()
-                reading = self._pool.submit(self._reader.read, entry["uri"], entry["etag"], effort)
-                ahead.append((reading, effort, entry["size"]))
-                budget -= entry["size"]
-                following += 1
-            future, effort, size = ahead.popleft()
+        if self._reads is None or self._reads.entries is not entries:
+            self.read_ahead(entries)
+        reads, self._reads = self._reads, None
+        for future, effort in reads or ():
             wait([future])  # reading has bounds of its own: a slow store is no object that hangs
             with self._watchdog:
                 result = _caught(lambda future=future, effort=effort: self._reader.prepare(future.result(), effort))
-            budget += size
             yield result, effort
 
     def _each_alone(self, entries: list[dict[str, Any]]) -> Iterator[tuple[PreparedObject | Failure, Effort]]:
@@ -101,6 +94,42 @@ class Preparer:
                 )
         finally:
             child.close()
+
+
+class _ReadAhead:
+    """Reads objects in order by the threads of a pool, bounded in number and in bytes; iterate once.
+
+    Attributes:
+        entries: the objects.
+    """
+
+    def __init__(
+        self, pool: ThreadPoolExecutor, reader: ObjectReader, entries: list[dict[str, Any]], most: int
+    ) -> None:
+        self.entries = entries
+        self._pool, self._reader, self._most = pool, reader, most
+        self._ahead: deque[tuple[Future[bytes], Effort, int]] = deque()
+        self._budget = _READ_AHEAD_BYTES
+        self._following = 0
+        self._fill()
+
+    def __iter__(self) -> Iterator[tuple[Future[bytes], Effort]]:
+        while self._ahead:
+            future, effort, size = self._ahead.popleft()
+            yield future, effort
+            self._budget += size
+            self._fill()
+
+    def _fill(self) -> None:
+        while self._following < len(self.entries) and len(self._ahead) < self._most:
+            entry = self.entries[self._following]
+            if self._ahead and entry["size"] > self._budget:
+                break
+            effort = Effort()
+            reading = self._pool.submit(self._reader.read, entry["uri"], entry["etag"], effort)
+            self._ahead.append((reading, effort, entry["size"]))
+            self._budget -= entry["size"]
+            self._following += 1
 
 
 def _caught(prepare: Any) -> PreparedObject | Failure:

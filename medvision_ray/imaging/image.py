@@ -8,6 +8,8 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
+from medvision_ray.imaging.header_fields import HeaderFields
+
 
 class VoiFunction(str, Enum):
     """How a window maps modality values to the display range (DICOM PS3.3 C.11.2.1.2 and .3)."""
@@ -86,6 +88,7 @@ class MedicalImage:
             to be true in the patient.
         frame_display: one `Display` a frame where frames differ (enhanced multi-frame), else empty.
         keys: keyed pseudonyms.
+        header: what else of the header may enter tables.
         source_format: `dicom`, `nifti`, `png`, `jpeg`, `tiff` or `bmp`.
     """
 
@@ -95,6 +98,7 @@ class MedicalImage:
     spacing_mm: tuple[float, float] | None = None
     frame_display: tuple[Display, ...] = ()
     keys: SubjectKeys = field(default_factory=SubjectKeys)
+    header: HeaderFields = field(default_factory=HeaderFields)
     source_format: str = "dicom"
 
     @property

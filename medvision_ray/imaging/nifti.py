@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from medvision_ray.config import DecodeConfig
 from medvision_ray.imaging.dicom_header import require_size
 from medvision_ray.imaging.errors import DecodeError, ErrorCode
+from medvision_ray.imaging.header_fields import HeaderFields
 from medvision_ray.imaging.image import Display, MedicalImage
 
 _GZIP = b"\x1f\x8b"
@@ -70,6 +71,7 @@ def decode_nifti(data: bytes, config: DecodeConfig) -> MedicalImage:
         modality="OT",
         display=_display(header, code),
         spacing_mm=_spacing(header),
+        header=HeaderFields(may_contain_text=code in (_RGB, _RGBA)),
         source_format="nifti",
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +17,7 @@ from medvision_ray.errors import StorageError
 from medvision_ray.imaging.decode import decode
 from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
 from medvision_ray.imaging.grid import GridTransform
+from medvision_ray.imaging.header_fields import HeaderFields
 from medvision_ray.imaging.image import SubjectKeys
 from medvision_ray.imaging.preprocess import prepare
 from medvision_ray.privacy import Pseudonymiser
@@ -53,6 +54,7 @@ class PreparedObject:
         modality: DICOM modality code.
         spacing_mm: row and column spacing, or None.
         keys: keyed pseudonyms.
+        header: what else of the header may enter tables.
     """
 
     pixels: NDArray[np.uint8]
@@ -60,6 +62,7 @@ class PreparedObject:
     modality: str
     spacing_mm: tuple[float, float] | None
     keys: SubjectKeys
+    header: HeaderFields = field(default_factory=HeaderFields)
 
     def facts(self) -> dict[str, Any]:
         """All but the pixels, as JSON can hold it; `from_facts` is the way back."""
@@ -69,6 +72,7 @@ class PreparedObject:
             "modality": self.modality,
             "spacing_mm": self.spacing_mm,
             "keys": asdict(self.keys),
+            "header": asdict(self.header),
         }
 
     @staticmethod
@@ -82,6 +86,7 @@ class PreparedObject:
             facts["modality"],
             (spacing[0], spacing[1]) if spacing else None,
             SubjectKeys(**facts["keys"]),
+            HeaderFields(**facts["header"]),
         )
 
 
@@ -136,4 +141,4 @@ class ObjectReader:
             image = decode(data, self.decode, self.pseudonymiser)
         with effort.timing("preprocess"):
             ready = prepare(image, self.preprocess)
-        return PreparedObject(ready.pixels, ready.transform, image.modality, image.spacing_mm, image.keys)
+        return PreparedObject(ready.pixels, ready.transform, image.modality, image.spacing_mm, image.keys, image.header)

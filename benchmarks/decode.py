@@ -43,7 +43,9 @@ def _ours(kind: str) -> Callable[[str], Any]:
     from medvision_ray.config import DecodeConfig, PreprocessConfig
     from medvision_ray.imaging.decode import decode
     from medvision_ray.imaging.preprocess import prepare
+    from medvision_ray.native import reuse_freed_memory
 
+    reuse_freed_memory()  # as every worker does when it starts
     limits, preprocess = DecodeConfig(), PreprocessConfig(size=(SIDE, SIDE))
 
     def read(path: str) -> Any:
@@ -183,9 +185,10 @@ def serve(name: str) -> None:
 
 def _measure(read: Callable[[str], Any], request: dict[str, Any]) -> dict[str, Any]:
     paths = request["paths"]
+    if request["seconds"] == 0:  # a new process: what an earlier image left to the allocator would hide this one's
+        read(paths[0])
+        return {"peak_bytes": _peak_of(lambda: read(paths[1]))}
     read(paths[0])
-    if request["seconds"] == 0:
-        return {"peak_bytes": _peak_of(lambda: read(paths[0]))}
     count, started, elapsed = 0, time.process_time(), 0.0
     while elapsed < request["seconds"] or count < 2:
         read(paths[count % len(paths)])
@@ -242,6 +245,7 @@ class Child:
 
 def make_files(folder: Path, data: Path, corpora: Path) -> dict[str, tuple[list[str], int]]:
     """Paths of each case's files, and the bytes of one decoded."""
+    _small_files(folder)
     cases: dict[str, tuple[list[str], int]] = {}
     slices = sorted((data / "chest_ct_dicom").rglob("*.dcm"))[:50]
     if slices:
@@ -255,6 +259,20 @@ def make_files(folder: Path, data: Path, corpora: Path) -> dict[str, tuple[list[
     if photograph.exists():
         cases["jpeg 1k"] = ([_jpeg(folder, photograph)], 1024 * 1024)
     return cases
+
+
+def _small_files(folder: Path) -> None:
+    """One of each format, by which a process loads what it needs."""
+    import numpy as np
+
+    from medvision_ray.demo import encode
+
+    subject = encode.Subject("DOE^JANE", "1", "1", 1, 0)
+    picture = np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
+    (folder / "small.dcm").write_bytes(encode.ct_dicom(subject, 0, picture, signed=False, compressed=True))
+    (folder / "small.nii.gz").write_bytes(encode.nifti(subject, np.stack([picture] * 2)))
+    (folder / "small.png").write_bytes(encode.png(picture, bits=16))
+    (folder / "small.jpg").write_bytes(encode.jpeg(picture))
 
 
 def _link(folder: Path, path: Path) -> str:
@@ -369,11 +387,19 @@ def measure(case: str, paths: list[str], decoded: int, options: argparse.Namespa
                     reasons[name] = answer["reason"]
         found = {name: round(median(values), 2) for name, values in rates.items() if values and name not in reasons}
         result[kind] = {"images_per_cpu_second": found, "left_out": reasons, **_compared(found)}
-    peak = {kind: children["this project"].ask(kind, paths, 0).get("peak_bytes") for kind in ("decode", "input")}
-    result["peak_memory"] = {kind: round(value / decoded, 2) for kind, value in peak.items() if value is not None}
     for child in children.values():
         child.close()
+    result["peak_memory_over_decoded"] = {kind: _peak(kind, paths[0], decoded) for kind in ("decode", "input")}
     return result
+
+
+def _peak(kind: str, path: str, decoded: int) -> float | None:
+    """Most memory above what a worker has after a small image of the same format, over the bytes of a decoded one."""
+    child = Child(sys.executable, "this project")
+    small = next(str(place) for place in Path(path).parent.glob("small*") if place.suffix == Path(path).suffix)
+    peak = child.ask(kind, [small, path], 0).get("peak_bytes")
+    child.close()
+    return round(peak / decoded, 2) if peak is not None else None
 
 
 def _compared(rates: dict[str, float]) -> dict[str, Any]:
@@ -413,7 +439,7 @@ def main() -> None:
             if not options.only or case in options.only:
                 recorded[case] = measure(case, paths, decoded, options)
                 sys.stderr.write(f"{case}: {json.dumps(recorded[case])}\n")
-    goals = {"ratio_to_fastest_safe_peer": ">= 0.95", "peak_memory": "< 4 times the decoded frame"}
+    goals = {"ratio_to_fastest_safe_peer": ">= 0.95", "peak_memory_over_decoded": "< 4"}
     facts = machine("pydicom", "imagecodecs", "pylibjpeg-rle", "opencv-python-headless", "nibabel")
     write_results(
         "decode", {"goals": goals, "cases": recorded, "peers": _versions(options.peer_python), "machine": facts}
@@ -421,20 +447,11 @@ def main() -> None:
     rows: list[tuple[object, ...]] = []
     for case, found in recorded.items():
         for kind in ("decode", "input"):
-            part = found[kind]
-            peer = part.get("fastest_safe_peer", "")
-            rates = part["images_per_cpu_second"]
-            rows.append(
-                (
-                    case,
-                    kind,
-                    rates.get("this project"),
-                    peer,
-                    rates.get(peer, ""),
-                    part.get("ratio_to_fastest_safe_peer", ""),
-                )
-            )
-    print_table(("case", "to", "ours", "fastest safe peer", "its rate", "ratio"), rows)
+            part, peak = found[kind], found["peak_memory_over_decoded"][kind]
+            peer, rates = part.get("fastest_safe_peer", ""), part["images_per_cpu_second"]
+            ratio = part.get("ratio_to_fastest_safe_peer", "")
+            rows.append((case, kind, rates.get("this project"), peer, rates.get(peer, ""), ratio, peak))
+    print_table(("case", "to", "ours", "fastest safe peer", "its rate", "ratio", "peak over decoded"), rows)
 
 
 def _versions(python: str | None) -> dict[str, str]:

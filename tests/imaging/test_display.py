@@ -9,7 +9,15 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 
-from medvision_ray.imaging.display import Bounds, modality_values, percentile_bounds, show, unit_table, unit_values
+from medvision_ray.imaging.display import (
+    Bounds,
+    _taken,
+    modality_values,
+    percentile_bounds,
+    show,
+    unit_table,
+    unit_values,
+)
 from medvision_ray.imaging.image import Display, LookupTable, MedicalImage, VoiFunction, Window
 
 
@@ -115,3 +123,11 @@ def test_percentiles_leave_padding_out_and_span_all_frames(kind: str) -> None:
 
 def test_values_that_are_no_numbers_are_black() -> None:
     assert show(np.array([[np.nan, 1.0]]), Display(), Bounds(0, 1)).tolist() == [[0, 65535]]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 70_000), (300, 500), (70_000, 1)])
+def test_looking_up_a_few_rows_at_a_time_changes_nothing(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    table = rng.integers(0, 65536, 4096).astype(np.uint16)
+    indices = rng.integers(0, 4096, shape).astype(np.uint16)
+    np.testing.assert_array_equal(_taken(table, indices), table[indices])

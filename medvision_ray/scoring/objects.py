@@ -16,6 +16,7 @@ from medvision_ray.config import DecodeConfig, PreprocessConfig
 from medvision_ray.errors import StorageError
 from medvision_ray.imaging.decode import decode
 from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
+from medvision_ray.imaging.geometry import SpacingSource
 from medvision_ray.imaging.grid import GridTransform
 from medvision_ray.imaging.image import SubjectKeys
 from medvision_ray.imaging.preprocess import prepare
@@ -52,6 +53,7 @@ class PreparedObject:
         transform: the way of masks back to the source's grid.
         modality: DICOM modality code.
         spacing_mm: row and column spacing, or None.
+        spacing_source: where that comes from, and by that whether areas may be computed with it.
         keys: keyed pseudonyms.
     """
 
@@ -59,6 +61,7 @@ class PreparedObject:
     transform: GridTransform
     modality: str
     spacing_mm: tuple[float, float] | None
+    spacing_source: SpacingSource
     keys: SubjectKeys
 
     def facts(self) -> dict[str, Any]:
@@ -68,6 +71,7 @@ class PreparedObject:
             "transform": asdict(self.transform),
             "modality": self.modality,
             "spacing_mm": self.spacing_mm,
+            "spacing_source": self.spacing_source.value,
             "keys": asdict(self.keys),
         }
 
@@ -81,6 +85,7 @@ class PreparedObject:
             GridTransform(**grid),
             facts["modality"],
             (spacing[0], spacing[1]) if spacing else None,
+            SpacingSource(facts["spacing_source"]),
             SubjectKeys(**facts["keys"]),
         )
 
@@ -136,4 +141,6 @@ class ObjectReader:
             image = decode(data, self.decode, self.pseudonymiser)
         with effort.timing("preprocess"):
             ready = prepare(image, self.preprocess)
-        return PreparedObject(ready.pixels, ready.transform, image.modality, image.spacing_mm, image.keys)
+        return PreparedObject(
+            ready.pixels, ready.transform, image.modality, image.spacing_mm, image.spacing_source, image.keys
+        )

@@ -70,8 +70,13 @@ def read_geometry(dataset: Dataset, frames: int) -> tuple[Geometry | None, tuple
 
 def is_mosaic(dataset: Dataset) -> bool:
     """Whether one frame shows the slices of a volume side by side (Siemens): its position is then no slice's."""
+    return "MOSAIC" in image_kinds(dataset)
+
+
+def image_kinds(dataset: Dataset) -> set[str]:
+    """The values of ImageType (DICOM PS3.3 C.7.6.1.1.2)."""
     kinds = element(dataset, "ImageType")
-    return "MOSAIC" in ([kinds] if isinstance(kinds, str) else [str(kind) for kind in kinds or ()])
+    return {kinds} if isinstance(kinds, str) else {str(kind) for kind in kinds or ()}
 
 
 def _source(dataset: Dataset, modality: str, spacing: Spacing, imager: Spacing | None) -> SpacingSource:

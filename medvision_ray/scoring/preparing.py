@@ -69,7 +69,7 @@ class Preparer:
 
     def _each(self, entries: list[dict[str, Any]]) -> Iterator[tuple[PreparedObject | Failure, Effort]]:
         """Bytes are read ahead by threads, bounded in number and in bytes."""
-        ahead: deque[tuple[Future[bytes], Effort, int]] = deque()
+        ahead: deque[tuple[Future[bytes | list[bytes]], Effort, int]] = deque()
         budget = _READ_AHEAD_BYTES
         following = 0
         for _ in entries:
@@ -78,7 +78,7 @@ class Preparer:
                 if ahead and entry["size"] > budget:
                     break
                 effort = Effort()
-                reading = self._pool.submit(self._reader.read, entry["uri"], entry["etag"], effort)
+                reading = self._pool.submit(self._reader.read_entry, entry, effort)
                 ahead.append((reading, effort, entry["size"]))
                 budget -= entry["size"]
                 following += 1
@@ -96,7 +96,7 @@ class Preparer:
             for entry in entries:
                 effort = Effort()
                 yield (
-                    _caught(lambda entry=entry, effort=effort: child.prepare(entry["uri"], entry["etag"], effort)),
+                    _caught(lambda entry=entry, effort=effort: child.prepare_entry(entry, effort)),
                     effort,
                 )
         finally:

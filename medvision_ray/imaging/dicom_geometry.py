@@ -5,16 +5,30 @@ from __future__ import annotations
 import hashlib
 import math
 
-import numpy as np
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.tag import Tag
 
 from medvision_ray.imaging.dicom_header import element, items, numbers, text
 from medvision_ray.imaging.errors import DecodeError
-from medvision_ray.imaging.geometry import Geometry, SpacingSource, Vector, stack_slices
+from medvision_ray.imaging.geometry import Geometry, SpacingSource, stack_slices
 
 _PROJECTION = ("CR", "DX", "IO", "MG", "PX", "RF", "RG", "XA")
 _SLICES = ("CT", "MR", "PT", "NM")
 _UNIT_TOLERANCE = 1e-2
+
+_TAGS = {
+    keyword: Tag(keyword)
+    for keyword in (
+        "ImageType",
+        "FrameOfReferenceUID",
+        "ImagePositionPatient",
+        "ImageOrientationPatient",
+        "PixelSpacing",
+        "ImagerPixelSpacing",
+        "NominalScannedPixelSpacing",
+    )
+}
 
 Spacing = tuple[float, float]
 
@@ -48,16 +62,16 @@ def read_geometry(dataset: Dataset, frames: int) -> tuple[Geometry | None, tuple
         The geometry, None where a frame has no place or the frames make no even stack; and the
         frames in order along the normal where they do, else empty.
     """
-    shared = (items(dataset, "SharedFunctionalGroupsSequence") or [Dataset()])[0]
-    groups = items(dataset, "PerFrameFunctionalGroupsSequence")[:frames]
     if is_mosaic(dataset):
         return None, ()
+    shared = tuple(items(dataset, "SharedFunctionalGroupsSequence")[:1])
+    groups = items(dataset, "PerFrameFunctionalGroupsSequence")[:frames]
     if frames == 1:
-        return _slice((groups[0] if groups else Dataset(), shared, dataset), _space(dataset)), ()
+        return _slice((*groups, *shared, dataset), _space(dataset)), ()
     if len(groups) < frames:
         return None, ()
     space = _space(dataset)
-    slices = [_slice((group, shared), space) for group in groups]
+    slices = [_slice((group, *shared), space) for group in groups]
     placed = [item for item in slices if item is not None]
     if len(placed) < frames:
         return None, ()
@@ -70,7 +84,8 @@ def read_geometry(dataset: Dataset, frames: int) -> tuple[Geometry | None, tuple
 
 def is_mosaic(dataset: Dataset) -> bool:
     """Whether one frame shows the slices of a volume side by side (Siemens): its position is then no slice's."""
-    return "MOSAIC" in image_kinds(dataset)
+    raw = _raw(dataset, "ImageType")
+    return b"MOSAIC" in raw if raw is not None else "MOSAIC" in image_kinds(dataset)
 
 
 def image_kinds(dataset: Dataset) -> set[str]:
@@ -112,14 +127,15 @@ def _slice(places: tuple[Dataset, ...], space: str) -> Geometry | None:
     spacing = _first(places, "PixelMeasuresSequence", "PixelSpacing", 2)
     if not position or not orientation or not spacing or min(spacing) <= 0:
         return None
-    across, down = np.array(orientation[:3]), np.array(orientation[3:])
-    lengths = float(np.linalg.norm(across)), float(np.linalg.norm(down))
-    if any(abs(length - 1) > _UNIT_TOLERANCE for length in lengths) or abs(float(across @ down)) > _UNIT_TOLERANCE:
+    across, down = orientation[:3], orientation[3:]
+    lengths = math.hypot(*across), math.hypot(*down)
+    slant = sum(one * other for one, other in zip(across, down, strict=True))
+    if any(abs(length - 1) > _UNIT_TOLERANCE for length in lengths) or abs(slant) > _UNIT_TOLERANCE:
         return None
     return Geometry(
-        origin_lps_mm=_three(position),
-        across_lps=_three(tuple(across / lengths[0])),
-        down_lps=_three(tuple(down / lengths[1])),
+        origin_lps_mm=(position[0], position[1], position[2]),
+        across_lps=(across[0] / lengths[0], across[1] / lengths[0], across[2] / lengths[0]),
+        down_lps=(down[0] / lengths[1], down[1] / lengths[1], down[2] / lengths[1]),
         spacing_mm=(spacing[0], spacing[1]),
         space=space,
     )
@@ -127,8 +143,8 @@ def _slice(places: tuple[Dataset, ...], space: str) -> Geometry | None:
 
 def _first(places: tuple[Dataset, ...], sequence: str, keyword: str, count: int) -> tuple[float, ...]:
     for place in places:
-        for holder in (*items(place, sequence)[:1], place):
-            values = numbers(holder, keyword)
+        for holder in (place, *items(place, sequence)[:1]):
+            values = _decimals(holder, keyword)
             if len(values) == count:
                 return values
     return ()
@@ -136,14 +152,30 @@ def _first(places: tuple[Dataset, ...], sequence: str, keyword: str, count: int)
 
 def _space(dataset: Dataset) -> str:
     """The frame of reference as a short digest: enough to tell two of them apart."""
-    uid = text(dataset, "FrameOfReferenceUID")
-    return hashlib.sha256(uid.encode()).hexdigest()[:16] if uid else ""
+    uid = _raw(dataset, "FrameOfReferenceUID") or text(dataset, "FrameOfReferenceUID").encode()
+    uid = uid.strip(b" \0")
+    return hashlib.sha256(uid).hexdigest()[:16] if uid else ""
 
 
 def _pair(dataset: Dataset, keyword: str) -> Spacing | None:
-    values = numbers(dataset, keyword)
+    values = _decimals(dataset, keyword)
     return (values[0], values[1]) if len(values) == 2 and min(values) > 0 else None
 
 
-def _three(values: tuple[float, ...]) -> Vector:
-    return float(values[0]), float(values[1]), float(values[2])
+def _decimals(dataset: Dataset, keyword: str) -> tuple[float, ...]:
+    """`numbers` of a decimal string, from its bytes where they are as read: a tenth of the time."""
+    raw = _raw(dataset, keyword)
+    if raw is None:
+        return numbers(dataset, keyword)
+    try:
+        values = tuple([float(part) for part in raw.strip(b" \0").split(b"\\")])
+    except ValueError:
+        return numbers(dataset, keyword)
+    return values if all(map(math.isfinite, values)) else ()
+
+
+def _raw(dataset: Dataset, keyword: str) -> bytes | None:
+    """An element's bytes as they were read; None where it is absent, or converted already."""
+    found = dataset.get_item(_TAGS[keyword])
+    value = found.value if isinstance(found, RawDataElement) else None
+    return value if isinstance(value, bytes) else None

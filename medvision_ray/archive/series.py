@@ -63,8 +63,7 @@ def grouped(objects: pa.Table, threads: int) -> tuple[list[Entry], list[list[Ent
 
 
 def _as_one(group: list[Entry]) -> Entry:
-    versions = "\0".join(part for uri, etag, _ in group for part in (uri, etag))
-    etag = hashlib.sha256(versions.encode()).hexdigest()[:32]
+    etag = hashlib.sha256("\0".join(etag for _, etag, _ in group).encode()).hexdigest()[:32]
     return group[0][0] + SUFFIX, etag, sum(size for _, _, size in group)
 
 

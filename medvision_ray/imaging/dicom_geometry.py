@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
@@ -91,7 +92,7 @@ def is_mosaic(dataset: Dataset) -> bool:
 def image_kinds(dataset: Dataset) -> set[str]:
     """The values of ImageType (DICOM PS3.3 C.7.6.1.1.2)."""
     kinds = element(dataset, "ImageType")
-    return {kinds} if isinstance(kinds, str) else {str(kind) for kind in kinds or ()}
+    return {str(kind) for kind in kinds} if isinstance(kinds, Sequence) and not isinstance(kinds, str) else {str(kinds)}
 
 
 def _source(dataset: Dataset, modality: str, spacing: Spacing, imager: Spacing | None) -> SpacingSource:

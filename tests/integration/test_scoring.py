@@ -31,6 +31,7 @@ from medvision_ray.logs import silent
 from medvision_ray.scoring.predictor import Predictor
 from medvision_ray.scoring.run import preview, score
 from medvision_ray.scoring.summary import RunSummary
+from medvision_ray.verification import verify
 
 pytestmark = pytest.mark.integration
 
@@ -337,4 +338,5 @@ def test_a_series_is_one_row_and_one_with_a_gap_a_failure(
 
     again = _run(job)
     assert (again.scored, again.failed, again.already_done) == (0, 0, 4)
+    assert not verify(output).findings
     assert preview(job)["to_score"] == 0

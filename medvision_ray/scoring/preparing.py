@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
+from medvision_ray import storage
 from medvision_ray.config import PreprocessConfig
 from medvision_ray.errors import StorageError
 from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
@@ -26,6 +27,8 @@ from medvision_ray.scoring.objects import Effort, Failure, ObjectReader, Prepare
 from medvision_ray.scoring.settings import WorkerSettings
 
 _READ_AHEAD_BYTES = 256 << 20
+_UNREAD_IN_A_ROW = 20
+"""After so many objects in a row that could not be read, the archive itself is asked whether it is there."""
 _MEMORY_SHARE = 0.5  # of the node's memory that one object may take, whatever the configuration says
 
 
@@ -50,6 +53,7 @@ class Preparer:
         self._pool = ThreadPoolExecutor(settings.scoring.read_threads, thread_name_prefix="read")
         self._watchdog = Watchdog(decode.max_seconds, decode.max_memory_bytes)
         self._reads: _ReadAhead | None = None
+        self._unread = 0
 
     def read_ahead(self, entries: list[dict[str, Any]]) -> None:
         """Begin to read the block that `prepare` gets next, while the caller still leaves its marker."""
@@ -60,6 +64,9 @@ class Preparer:
 
         Args:
             earlier: attempts at this block that killed their worker.
+
+        Raises:
+            StorageError: the archive's store answers nothing: no object of the run can be read now.
         """
         attempts = earlier + 1
         if earlier >= self._settings.scoring.max_attempts:
@@ -68,9 +75,18 @@ class Preparer:
             return
         each = self._each_alone(entries) if earlier else self._each(entries)
         for entry, (result, effort) in zip(entries, each, strict=False):
+            self._count_unread(entry, result)
             yield Outcome(entry, result, effort, attempts)
             if self._settings.past_deadline:
                 return
+
+    def _count_unread(self, entry: dict[str, Any], result: PreparedObject | Failure) -> None:
+        """Tell a store that is down, which must not cost a night its objects, from objects that cannot be read."""
+        unread = isinstance(result, Failure) and result.error_code == ErrorCode.READ_ERROR.value
+        self._unread = self._unread + 1 if unread else 0
+        if self._unread == _UNREAD_IN_A_ROW:
+            self._unread = 0
+            storage.exists(entry["uri"])  # raises where the store stays away
 
     def _each(self, entries: list[dict[str, Any]]) -> Iterator[tuple[PreparedObject | Failure, Effort]]:
         if self._reads is None or self._reads.entries is not entries:

@@ -41,13 +41,15 @@ _NOT_PICTURES = frozenset(
 _WANTED = (
     "SOPClassUID Modality PatientID IssuerOfPatientID StudyInstanceUID SeriesInstanceUID SamplesPerPixel "
     "PhotometricInterpretation PlanarConfiguration NumberOfFrames Rows Columns BitsAllocated BitsStored "
-    "PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit PixelSpacing ImagerPixelSpacing "
-    "NominalScannedPixelSpacing RescaleIntercept RescaleSlope WindowCenter WindowWidth VOILUTFunction "
-    "ModalityLUTSequence VOILUTSequence PresentationLUTShape RedPaletteColorLookupTableDescriptor "
-    "GreenPaletteColorLookupTableDescriptor BluePaletteColorLookupTableDescriptor RedPaletteColorLookupTableData "
-    "GreenPaletteColorLookupTableData BluePaletteColorLookupTableData SegmentedRedPaletteColorLookupTableData "
-    "SegmentedGreenPaletteColorLookupTableData SegmentedBluePaletteColorLookupTableData "
-    "SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence PixelData FloatPixelData DoubleFloatPixelData"
+    "HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit FloatPixelPaddingValue "
+    "FloatPixelPaddingRangeLimit DoubleFloatPixelPaddingValue DoubleFloatPixelPaddingRangeLimit "
+    "PixelSpacing ImagerPixelSpacing NominalScannedPixelSpacing RescaleIntercept RescaleSlope RescaleType "
+    "WindowCenter WindowWidth VOILUTFunction ModalityLUTSequence VOILUTSequence PresentationLUTShape "
+    "RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor BluePaletteColorLookupTableDescriptor "
+    "RedPaletteColorLookupTableData GreenPaletteColorLookupTableData BluePaletteColorLookupTableData "
+    "SegmentedRedPaletteColorLookupTableData SegmentedGreenPaletteColorLookupTableData "
+    "SegmentedBluePaletteColorLookupTableData SharedFunctionalGroupsSequence "
+    "PerFrameFunctionalGroupsSequence PixelData FloatPixelData DoubleFloatPixelData"
 )
 _TAGS: list[int | str | tuple[int, int]] = [int(pydicom.tag.Tag(keyword)) for keyword in _WANTED.split()]
 

@@ -160,6 +160,15 @@ def test_objects_without_a_picture_are_refused_as_such(corpora_dir: Path) -> Non
         assert observed(corpora_dir)[key].outcome in NO_PICTURE, key
 
 
+@pytest.mark.parametrize("name", ["liver", "liver_nonbyte_aligned"])
+@pytest.mark.parametrize("coding", ["rle", "deflate"])
+def test_compressed_single_bits_have_the_values_of_their_native_twin(corpora_dir: Path, name: str, coding: str) -> None:
+    """The manifest's stack refuses one-bit RLE and Deflated Image Frame; it has the same object as JPEG 2000."""
+    stem = f"pydicom-data/data_store/data/{name}"
+    twin = manifest(corpora_dir)[f"{stem}_j2k.dcm"]
+    assert observed(corpora_dir)[f"{stem}_{coding}.dcm"].checksum == twin["sha_int64"]
+
+
 @pytest.mark.parametrize(
     "process", ["Process6_8TransferSyntax_1.2.840.10008.1.2.4.53", "Process10_12TransferSyntax_1.2.840.10008.1.2.4.55"]
 )

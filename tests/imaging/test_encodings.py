@@ -88,6 +88,15 @@ def test_ybr_full_422_takes_each_chroma_for_two_pixels() -> None:
     assert np.abs(found.astype(int) - pairs).max() <= 2
 
 
+def test_a_real_ybr_file_is_the_rounded_inverse_of_the_standards_equations(corpora_dir: Path) -> None:
+    """The one file of the corpora that dcmtk shows otherwise (`test_dcmtk.EXCEPTIONS`)."""
+    data = (corpora_dir / "dicom-test-files/data/pydicom/SC_ybr_full_uncompressed.dcm").read_bytes()
+    ybr = np.frombuffer(pydicom.dcmread(BytesIO(data)).PixelData, np.uint8).reshape(100, 100, 3).astype(np.float64)
+    forward = np.array([[0.2990, 0.5870, 0.1140], [-0.1687, -0.3313, 0.5000], [0.5000, -0.4187, -0.0813]])
+    exact = np.clip((ybr - [0, 128, 128]) @ np.linalg.inv(forward).T, 0, 255)
+    assert np.abs(exact - decode(data, CONFIG).pixels[0]).max() <= 0.5
+
+
 def test_a_sample_at_the_top_of_its_cell_is_shifted_down() -> None:
     values = np.arange(128 * 128, dtype=np.uint16).reshape(128, 128) & 0xFFF
     dataset = ct(values << 4 | 0x5)  # four bits of something else below

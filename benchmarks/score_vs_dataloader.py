@@ -8,13 +8,16 @@ random, and every image gets a mask of noise, which is the most that carrying ba
 
 - project: `medvision score` as it comes: also masks back on the source grid, compressed, rows committed. Steady state
   is the middle three fifths of the rows by their own time stamps; start-up is what else the run took.
-- peer: a DataLoader with 2 workers that reads, decodes and preprocesses with this package's functions, and a loop that
-  predicts in bf16 and channels_last at the same batch size; it stops at probabilities and mask maps. Everything after
-  its first batch counts.
+- peer: a DataLoader with 2 workers that reads, decodes and preprocesses with this package's functions, and a plain
+  torch loop (the same network, precision and batch size, channels_last, inference mode) that stops at probabilities and
+  mask maps. Everything after its first batch counts.
 - field: float32, batch of 1, serial, scikit-image and pydicom for reading and resizing, in the style of
   TorchXRayVision's batch script; on a tenth of the images.
 - limit: cores divided by the CPU-seconds an image of bare decode, preprocess and forward in one process and thread,
-  with this package's allocator setting.
+  with this package's predictor and allocator setting, while the other cores do the same: so many bare processes at
+  once, which write nothing. `one_process_limit` is the same for one process on an otherwise idle machine.
+
+The precision is `auto`: bf16 where the processor has its instructions, else float32; the results say which.
 
     python benchmarks/score_vs_dataloader.py [--objects 1000] [--repeats 2] [--archive FOLDER ...]
 """
@@ -34,7 +37,10 @@ from typing import Any
 
 from facts import RESULTS, machine, print_table, write_results
 
+from medvision_ray.precision import runs_in_bf16
+
 BATCH = 16
+_BARE_SECONDS = 8.0
 MODELS = {
     "small CNN": {"encoder": "tu-mobilenetv3_small_050", "decoder_channels": (16, 16, 8, 8, 8)},
     "MobileNetV2 hybrid": {"encoder": "mobilenet_v2", "decoder_channels": (128, 64, 48, 32, 16)},
@@ -42,8 +48,8 @@ MODELS = {
 ARCHIVES = ("chest_xray", "chest_ct_dicom")
 
 
-def peer(bundle_uri: str, listing: str, limit_only: bool) -> dict[str, float]:
-    """The DataLoader loop; with `limit_only`, decode, preprocess and forward in this one process and thread."""
+def peer(bundle_uri: str, listing: str) -> dict[str, float]:
+    """A DataLoader and a plain torch loop."""
     started = time.monotonic()
     import cv2
     import numpy as np
@@ -52,11 +58,9 @@ def peer(bundle_uri: str, listing: str, limit_only: bool) -> dict[str, float]:
 
     from medvision_ray.bundle import load_bundle
     from medvision_ray.config import DecodeConfig
-    from medvision_ray.native import reuse_freed_memory
+    from medvision_ray.precision import runs_in_bf16
     from medvision_ray.scoring.objects import Effort, ObjectReader
-    from medvision_ray.scoring.predictor import Predictor
 
-    cv2.setNumThreads(1)
     bundle = load_bundle(bundle_uri)
     reader = ObjectReader(DecodeConfig(), bundle.preprocess, None)
     uris = json.loads(Path(listing).read_text())
@@ -69,28 +73,101 @@ def peer(bundle_uri: str, listing: str, limit_only: bool) -> dict[str, float]:
             effort = Effort()
             return reader.prepare(reader.read(uris[index], "", effort), effort).pixels[0]
 
-    if limit_only:
-        torch.set_num_threads(1)
-        reuse_freed_memory()
-    predictor = Predictor(bundle, "bf16", "cpu")
+    model = bundle.build_model().eval().to(memory_format=torch.channels_last)
+    bf16 = runs_in_bf16("auto", "cpu")
+
+    @torch.inference_mode()
+    def predict(pixels: Any) -> None:
+        batch = torch.from_numpy(pixels).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            output = model(batch)
+        if output.logits is not None:
+            output.logits.float().softmax(dim=1).numpy()
+        if output.mask_logits is not None:
+            output.mask_logits.float().sigmoid().numpy()
+
     loader = DataLoader(
         Images(),
         batch_size=BATCH,
-        num_workers=0 if limit_only else 2,
+        num_workers=2,
         collate_fn=np.stack,
         worker_init_fn=lambda _: cv2.setNumThreads(1),
     )
     batches = iter(loader)
-    first = next(batches)
-    predictor.predict(first)
-    begun, cpu = time.monotonic(), time.process_time()
+    predict(next(batches))
+    begun = time.monotonic()
     images = 0
     for batch in batches:
-        predictor.predict(batch)
+        predict(batch)
         images += len(batch)
-    seconds = time.monotonic() - begun
+    return {"images_per_second": images / (time.monotonic() - begun), "startup_seconds": begun - started}
+
+
+def bare(bundle_uri: str, listing: str) -> dict[str, float]:
+    """Decode, preprocess and forward in this one process and thread, and what they cost."""
+    import cv2
+    import numpy as np
+    import torch
+
+    from medvision_ray.bundle import load_bundle
+    from medvision_ray.config import DecodeConfig
+    from medvision_ray.native import reuse_freed_memory
+    from medvision_ray.scoring.objects import Effort, ObjectReader
+    from medvision_ray.scoring.predictor import Predictor
+
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    reuse_freed_memory()
+    bundle = load_bundle(bundle_uri)
+    reader = ObjectReader(DecodeConfig(), bundle.preprocess, None)
+    predictor = Predictor(bundle, device="cpu")
+    uris = json.loads(Path(listing).read_text())
+    batches = [uris[start : start + BATCH] for start in range(0, len(uris), BATCH)]
+
+    def predict(batch: list[str]) -> None:
+        pixels = [reader.prepare(reader.read(uri, "", Effort()), Effort()).pixels[0] for uri in batch]
+        predictor.predict(np.stack(pixels))
+
+    predict(batches[0])
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    sys.stdin.readline()
+    begun, cpu = time.monotonic(), time.process_time()
+    images = 0
+    while time.monotonic() - begun < _BARE_SECONDS:
+        predict(batches[1 + images // BATCH % (len(batches) - 1)])
+        images += BATCH
     used = time.process_time() - cpu
-    return {"images_per_second": images / seconds, "startup_seconds": begun - started, "cpu_per_image": used / images}
+    return {"cpu_per_image": used / images, "images_per_second": images / (time.monotonic() - begun)}
+
+
+def limits(bundle_uri: str, listing: str) -> dict[str, float]:
+    """Cores divided by the CPU-seconds an image: of one bare process a core at once, and of one alone."""
+    cores = os.cpu_count() or 1
+    together = _bare_processes(bundle_uri, listing, cores)
+    alone = _bare_processes(bundle_uri, listing, 1)[0]
+    cpu = statistics.mean(run["cpu_per_image"] for run in together)
+    return {
+        "cpu_per_image": cpu,
+        "limit": cores / cpu,
+        "bare_processes": sum(run["images_per_second"] for run in together),
+        "one_process_limit": cores / alone["cpu_per_image"],
+    }
+
+
+def _bare_processes(bundle_uri: str, listing: str, count: int) -> list[dict[str, float]]:
+    command = [sys.executable, __file__, "--bundle", bundle_uri, "--child", "bare", "--input", listing]
+    children = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)
+    ]
+    for child in children:
+        assert child.stdout is not None
+        child.stdout.readline()
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    return [json.loads(child.communicate()[0].splitlines()[-1]) for child in children]
 
 
 def project(bundle_uri: str, folder: str) -> dict[str, float]:
@@ -217,9 +294,7 @@ def measure(bundle: str, archive: str, objects: int, repeats: int, scratch: Path
         name: {key: round(statistics.median(run[key] for run in found), 4) for key in found[0]}
         for name, found in runs.items()
     }
-    cores = os.cpu_count() or 1
-    limit = cores / medians["limit"]["cpu_per_image"]
-    ours = medians["project"]["images_per_second"]
+    limit = medians["limit"]["limit"]
 
     def ratio(name: str) -> float:
         pairs = zip(runs["project"], runs[name], strict=True)
@@ -230,7 +305,14 @@ def measure(bundle: str, archive: str, objects: int, repeats: int, scratch: Path
         "ratio_to_peer": ratio("peer"),
         "ratio_to_field": ratio("field"),
         "limit_images_per_second": round(limit, 1),
-        "ratio_to_limit": round(ours / limit, 3),
+        "ratio_to_limit": round(
+            statistics.median(
+                ours["images_per_second"] / bound["limit"]
+                for ours, bound in zip(runs["project"], runs["limit"], strict=True)
+            ),
+            3,
+        ),
+        "precision": "bf16" if runs_in_bf16("auto", "cpu") else "float32",
         "objects": objects,
         "repeats": repeats,
         "machine": machine("torch", "ray", "numpy", "imagecodecs", "opencv-python-headless", "pydicom"),
@@ -247,13 +329,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--dense-masks", action="store_true", help="every image gets a mask of noise")
     parser.add_argument("--bundle", help=argparse.SUPPRESS)
-    parser.add_argument("--child", choices=("peer", "limit", "project", "field"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=("peer", "limit", "bare", "project", "field"), help=argparse.SUPPRESS)
     parser.add_argument("--input", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        children = {"project": project, "field": field}
-        run = children.get(options.child, lambda *given: peer(*given, options.child == "limit"))
-        sys.stdout.write(json.dumps(run(options.bundle, options.input)) + "\n")
+        children = {"project": project, "peer": peer, "field": field, "limit": limits, "bare": bare}
+        sys.stdout.write(json.dumps(children[options.child](options.bundle, options.input)) + "\n")
         return
     cases: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:

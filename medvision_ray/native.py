@@ -9,7 +9,8 @@ from pathlib import Path
 
 # glibc's malloc.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-_LARGEST_MMAP_THRESHOLD = 32 << 20  # glibc refuses more
+LARGEST_REUSED_BYTES = 32 << 20
+"""Largest block that `reuse_freed_memory` makes glibc keep; it refuses more."""
 
 
 def reuse_freed_memory() -> bool:
@@ -26,7 +27,7 @@ def reuse_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    settings = ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD), (_M_TRIM_THRESHOLD, 1 << 30))
+    settings = ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, LARGEST_REUSED_BYTES), (_M_TRIM_THRESHOLD, 1 << 30))
     return all([mallopt(name, value) == 1 for name, value in settings])
 
 

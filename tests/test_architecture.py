@@ -17,7 +17,7 @@ PACKAGE = ROOT / "medvision_ray"
 
 # Each line may import itself and the lines above it (DESIGN.md, section 2). The longest matching name counts.
 FLOORS = (
-    ("medvision_ray", "errors", "native"),
+    ("medvision_ray", "errors", "native", "precision"),
     ("config",),
     ("storage", "listing", "s3", "s3_listing", "s3_files", "retry", "tables", "privacy", "cluster"),
     ("logs", "defects", "foreign", "ending"),

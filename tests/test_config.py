@@ -112,7 +112,7 @@ def test_an_unknown_key_near_to_none_lists_the_known_ones() -> None:
             {"model": {"decoder_channels": [8, "x"]}},
             '`model.decoder_channels.1`: expected a whole number, but got "x".',
         ),
-        ({"precision": "fp8"}, "`precision`: expected 'bf16' or 'float32', but got \"fp8\"."),
+        ({"precision": "fp8"}, "`precision`: expected 'auto', 'bf16' or 'float32', but got \"fp8\"."),
         ({"use_gpu": 3}, "`use_gpu`: expected true or false or 'auto', but got 3."),
         (
             {"loss": {"class_weights": "x"}},

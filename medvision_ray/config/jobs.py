@@ -124,8 +124,8 @@ class TrainJob(Section):
     """Stop after this many epochs without a better validation score; 0 never stops early."""
     gradient_clip: NonNegative = 1.0
     """Largest gradient norm; 0 turns clipping off."""
-    precision: Literal["bf16", "float32"] = "bf16"
-    """Autocast precision of training."""
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    """Precision of training; `auto` is bf16 autocast where the GPU or CPU computes in it, else float32."""
     workers: Positive = 2
     """DDP workers."""
     use_gpu: bool | Literal["auto"] = "auto"
@@ -176,8 +176,8 @@ class ScoringConfig(Section):
     """Objects per Ray Data block: the unit of progress that a killed run keeps."""
     read_threads: Positive = 8
     """Threads per actor that read ahead: at 50 ms a read, 8 keep up with 160 objects a second."""
-    precision: Literal["bf16", "float32"] = "bf16"
-    """Precision of the forward pass; bf16 on CPUs without its instructions is slower than float32."""
+    precision: Literal["auto", "bf16", "float32"] = "auto"
+    """Precision of the forward pass; `auto` is bf16 where the GPU or CPU computes in it, else float32. Set it where nodes differ."""
     actors: Positive | None = None
     """Actors with a model; null is one a CPU (fused) or one a GPU."""
     save_masks: bool = True

@@ -79,6 +79,8 @@ class DecodeConfig(Section):
     """Most frames or slices in one object (`too_large`)."""
     max_decoded_bytes: Positive = 2 << 30
     """Most bytes that an object may decode or decompress to (`too_large`, `decompression_bomb`)."""
+    max_tiles: Positive = 65_536
+    """Most JPEG 2000 tiles in one frame (`decompression_bomb`)."""
     max_seconds: Annotated[float, Field(gt=0)] = 120.0
     """Longest time for reading, decoding and preparing one object (`timeout`)."""
     max_memory_bytes: Positive = 8 << 30

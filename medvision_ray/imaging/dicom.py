@@ -28,6 +28,8 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
 warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
 
 _DEFLATED = "1.2.840.10008.1.2.1.99"
+_USUAL_RATIO = 8
+_COUNTED_BYTES = 1 << 20
 _PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _PIXEL_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
 _WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
@@ -42,14 +44,16 @@ _NOT_PICTURES = frozenset(
 _WANTED = (
     "SOPClassUID Modality PatientID IssuerOfPatientID StudyInstanceUID SeriesInstanceUID SamplesPerPixel "
     "PhotometricInterpretation PlanarConfiguration NumberOfFrames Rows Columns BitsAllocated BitsStored "
-    "PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit PixelSpacing ImagerPixelSpacing "
-    "NominalScannedPixelSpacing RescaleIntercept RescaleSlope WindowCenter WindowWidth VOILUTFunction "
-    "ModalityLUTSequence VOILUTSequence PresentationLUTShape RedPaletteColorLookupTableDescriptor "
-    "GreenPaletteColorLookupTableDescriptor BluePaletteColorLookupTableDescriptor RedPaletteColorLookupTableData "
-    "GreenPaletteColorLookupTableData BluePaletteColorLookupTableData SegmentedRedPaletteColorLookupTableData "
-    "SegmentedGreenPaletteColorLookupTableData SegmentedBluePaletteColorLookupTableData "
-    "ImageType PixelSpacingCalibrationType ImagePositionPatient ImageOrientationPatient FrameOfReferenceUID "
-    "SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence PixelData FloatPixelData DoubleFloatPixelData"
+    "HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit FloatPixelPaddingValue "
+    "FloatPixelPaddingRangeLimit DoubleFloatPixelPaddingValue DoubleFloatPixelPaddingRangeLimit "
+    "PixelSpacing ImagerPixelSpacing NominalScannedPixelSpacing RescaleIntercept RescaleSlope RescaleType "
+    "WindowCenter WindowWidth VOILUTFunction ModalityLUTSequence VOILUTSequence PresentationLUTShape "
+    "RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor BluePaletteColorLookupTableDescriptor "
+    "RedPaletteColorLookupTableData GreenPaletteColorLookupTableData BluePaletteColorLookupTableData "
+    "SegmentedRedPaletteColorLookupTableData SegmentedGreenPaletteColorLookupTableData "
+    "SegmentedBluePaletteColorLookupTableData ImageType PixelSpacingCalibrationType ImagePositionPatient "
+    "ImageOrientationPatient FrameOfReferenceUID SharedFunctionalGroupsSequence "
+    "PerFrameFunctionalGroupsSequence PixelData FloatPixelData DoubleFloatPixelData"
 )
 _TAGS: list[int | str | tuple[int, int]] = [int(pydicom.tag.Tag(keyword)) for keyword in _WANTED.split()]
 
@@ -126,8 +130,21 @@ def _meta_header(data: bytes) -> tuple[str, int]:
 
 
 def _inflate(compressed: memoryview, limit: int) -> bytes:
+    """Inflate a data set of at most `limit` bytes.
+
+    Past the usual ratio the rest is counted before any of it is kept: a bomb costs time, never memory.
+    """
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    inflated = inflater.decompress(compressed, limit + 1)
+    inflated = inflater.decompress(compressed, _USUAL_RATIO * len(compressed) + 1)
+    if inflater.unconsumed_tail:
+        counter, total, tail = inflater.copy(), len(inflated), inflater.unconsumed_tail
+        while tail and not counter.eof and total <= limit:
+            total += len(counter.decompress(tail, _COUNTED_BYTES))
+            tail = counter.unconsumed_tail
+        if total <= limit:
+            inflated += inflater.decompress(inflater.unconsumed_tail)
+        else:
+            raise DecodeError(ErrorCode.DECOMPRESSION_BOMB, limit_bytes=limit)
     if len(inflated) > limit:
         raise DecodeError(ErrorCode.DECOMPRESSION_BOMB, limit_bytes=limit)
     if not inflater.eof:

@@ -37,28 +37,36 @@ def _differs(one: Display, other: Display) -> bool:
 
 def _display(places: tuple[Dataset, ...], dataset: Dataset, header: PixelHeader, modality: str) -> Display:
     rescale = _first(places, "PixelValueTransformationSequence", "RescaleSlope")
-    voi = _first(places, "FrameVOILUTSequence", "WindowCenter")
+    voi = _first(places, "FrameVOILUTSequence", "WindowCenter", "VOILUTSequence")
     signed = header.frame.signed
     slope = (numbers(rescale, "RescaleSlope") or (1.0,))[0]
     intercept = (numbers(rescale, "RescaleIntercept") or (0.0,))[0]
     shape = text(dataset, "PresentationLUTShape").upper()
+    modality_lut = _lookup_table(dataset, "ModalityLUTSequence", header, signed)
     return Display(
         slope=slope or 1.0,  # a slope of 0 would erase the image
         intercept=intercept,
-        modality_lut=_lookup_table(dataset, "ModalityLUTSequence", header, signed),
+        modality_lut=modality_lut,
         window=_window(voi),
-        voi_lut=_lookup_table(dataset, "VOILUTSequence", header, signed or intercept < 0),
+        voi_lut=_lookup_table(voi, "VOILUTSequence", header, signed or intercept < 0),
+        hounsfield=modality == "CT" and modality_lut is None and _in_hounsfield(rescale),
         invert=shape == "INVERSE" or (not shape and header.frame.photometric == "MONOCHROME1"),
         padding=_padding(dataset, header),
     )
 
 
-def _first(places: tuple[Dataset, ...], sequence: str, keyword: str) -> Dataset:
+def _first(places: tuple[Dataset, ...], sequence: str, *keywords: str) -> Dataset:
     for place in places[:-1]:
         for item in items(place, sequence)[:1]:
-            if keyword in item:
+            if any(keyword in item for keyword in keywords):
                 return item
     return places[-1]
+
+
+def _in_hounsfield(rescale: Dataset) -> bool:
+    """Whether a CT's modality values are HU: rescaled, and not said to be of another unit (DICOM PS3.3 C.11.1.1.2)."""
+    unit = text(rescale, "RescaleType").upper()
+    return "RescaleSlope" in rescale and unit in ("", "HU", "HU_MOD")
 
 
 def _window(dataset: Dataset) -> Window | None:
@@ -99,12 +107,16 @@ def _entries(data: Any, big_endian: bool) -> np.ndarray[Any, np.dtype[np.uint16]
         return None
 
 
-def _padding(dataset: Dataset, header: PixelHeader) -> tuple[int, int] | None:
+def _padding(dataset: Dataset, header: PixelHeader) -> tuple[float, float] | None:
     """PixelPaddingValue up to PixelPaddingRangeLimit, in stored values (DICOM PS3.3 C.7.5.1.1.2)."""
-    value = numbers(dataset, "PixelPaddingValue")
-    if not value or header.keyword != "PixelData":
+    prefix = header.keyword.removesuffix("Data").removesuffix("Pixel")  # Float, DoubleFloat or nothing
+    value = numbers(dataset, f"{prefix}PixelPaddingValue")
+    limit = numbers(dataset, f"{prefix}PixelPaddingRangeLimit") or value
+    if not value:
         return None
-    ends = [int(x) for x in (value[0], (numbers(dataset, "PixelPaddingRangeLimit") or value)[0])]
+    if prefix:
+        return min(value[0], limit[0]), max(value[0], limit[0])
+    ends = [int(value[0]), int(limit[0])]
     half = 1 << (header.frame.bits_allocated - 1)
     for index, end in enumerate(ends):  # written with the other VR of US or SS
         if header.frame.signed and end >= half:

@@ -55,6 +55,8 @@ class Display:
         voi_lut: the file's first VOI LUT; wins over `window` where present.
         invert: low values are bright (MONOCHROME1, or PresentationLUTShape INVERSE); applied last.
         padding: inclusive range of stored values that are padding, not tissue.
+        hounsfield: a CT's modality values are HU, so that a window in HU fits them; False where the
+            file has no rescale, a modality LUT, or a RescaleType of another unit.
     """
 
     slope: float = 1.0
@@ -63,7 +65,8 @@ class Display:
     window: Window | None = None
     voi_lut: LookupTable | None = None
     invert: bool = False
-    padding: tuple[int, int] | None = None
+    padding: tuple[float, float] | None = None
+    hounsfield: bool = True
 
 
 @dataclass(frozen=True)

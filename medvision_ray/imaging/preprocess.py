@@ -18,7 +18,7 @@ from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
 from medvision_ray.imaging.grid import GridTransform, fit
 from medvision_ray.imaging.image import MedicalImage, Window
 
-VERSION = 1
+VERSION = 2
 """Raise it with every change of code that changes a prepared pixel: it is part of `preprocess_id`."""
 
 _TV_WEIGHT = 0.1
@@ -43,7 +43,7 @@ class ModelInput:
 def prepare(image: MedicalImage, config: PreprocessConfig) -> ModelInput:
     """Prepare all frames of an image.
 
-    CT from DICOM takes `config.ct_window_hu`; other grey images the file's VOI LUT or window, else
+    CT in HU takes `config.ct_window_hu`; other grey images the file's VOI LUT or window, else
     percentiles over the whole object; 8-bit raster images and colour are shown as they are.
 
     Raises:
@@ -101,7 +101,7 @@ def _shown_frames(image: MedicalImage, config: PreprocessConfig) -> Iterator[NDA
     fixed: Window | Bounds | None = None
     if image.source_format not in ("dicom", "nifti") and image.pixels.dtype == np.uint8:
         fixed = Bounds(0.0, 255.0)
-    elif image.modality == "CT" and image.source_format == "dicom" and config.ct_window_hu is not None:
+    elif _in_hounsfield(image) and config.ct_window_hu is not None:
         fixed = Window(*config.ct_window_hu)
     if image.pixels.ndim == 4 or (isinstance(fixed, Bounds) and not image.display.invert):
         yield from image.pixels
@@ -109,6 +109,10 @@ def _shown_frames(image: MedicalImage, config: PreprocessConfig) -> Iterator[NDA
     scalings = frame_scalings(image, config.use_file_window, config.percentiles, fixed)
     for index, scaling in enumerate(scalings):
         yield show(image.pixels[index], image.display_of(index), scaling)
+
+
+def _in_hounsfield(image: MedicalImage) -> bool:
+    return image.modality == "CT" and image.source_format == "dicom" and image.display.hounsfield
 
 
 def _in_colour(frame: NDArray[Any], config: PreprocessConfig) -> NDArray[Any]:

@@ -29,6 +29,7 @@ from medvision_ray.learning.optim import Ema, freeze_encoder, learning_rate_fact
 from medvision_ray.learning.validation import validate
 from medvision_ray.learning.weights import load_encoder_weights
 from medvision_ray.native import reuse_freed_memory
+from medvision_ray.precision import runs_in_bf16
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,10 +61,9 @@ class TrainPlan:
         weights = None if self.class_weights is None else torch.tensor(self.class_weights)
         return MultiTaskLoss(self.job.loss, weights, self.truth.targets is not None)
 
-    @property
-    def bf16(self) -> bool:
+    def bf16(self, device: torch.device) -> bool:
         """Whether the forward pass runs under autocast."""
-        return self.job.precision == "bf16"
+        return runs_in_bf16(self.job.precision, device.type)
 
 
 @dataclass
@@ -265,7 +265,7 @@ class _Worker:
         factor = learning_rate_factor(number, job.epochs * self.steps, round(job.warmup_epochs * self.steps))
         for group in state.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.plan.bf16):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.plan.bf16(self.device)):
             output = network(batch.images)
         masks = batch.masks if self.plan.architecture.segmentation else None
         loss: Tensor = self.criterion(output, batch.labels, batch.targets, masks, batch.has_mask).total
@@ -303,7 +303,7 @@ class _Worker:
             self.plan.val,
             self.criterion,
             batch_size=self.plan.job.batch_size,
-            bf16=self.plan.bf16,
+            bf16=self.plan.bf16(self.device),
             classes=self.plan.classes,
             rank=self.rank,
             world=self.world,

@@ -111,7 +111,7 @@ def _check_again(plan: TrainPlan, model: HybridCNN, dataset: Any, recorded: dict
         plan.val,
         plan.criterion(),
         batch_size=plan.job.batch_size,
-        bf16=plan.bf16,
+        bf16=plan.bf16(torch.device("cpu")),
         classes=plan.classes,
     )
     # Another device or batch rounds differently, and may turn one image over.

@@ -1,18 +1,20 @@
-"""The Ray Data graph of a scoring pass: read the to-do list, score, write rows under a checkpoint.
+"""The Ray Data graph of a scoring pass: blocks of addresses over actors, which write their rows themselves.
 
-Why it looks as it does (measured on Ray 2.60): the list is read with `read_parquet`, because
-checkpointing over in-memory sources records ids but filters nothing; with the first data source
-version, because the second starts 32 footer readers and dies with a node; and written with append.
-The checkpoint is used for its two-phase commit of files. What is left to do is computed from the
-committed rows by the caller, so a pass never needs the checkpoint filter and its actor.
+Why it looks as it does (measured on Ray 2.60, two cores): an actor's rows are in the store, whole or not at all,
+before its block counts as done, so nothing but a count crosses the object store, and no read or write task needs a
+process of its own (2 CPU-seconds of imports, and a twentieth of the machine). What is left to do is computed from the
+written files by the caller, so neither Ray's checkpoint nor its filter is needed.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
@@ -22,11 +24,12 @@ from medvision_ray.cluster import cluster_cpus, cluster_gpus
 from medvision_ray.config import ScoringConfig
 from medvision_ray.errors import MedVisionError
 from medvision_ray.retry import retrying
+from medvision_ray.scoring.actors import PredictActor, PrepareActor, ScoringActor
 from medvision_ray.scoring.settings import WorkerSettings
 
-# Reading and writing need a share of a CPU that no actor takes, or the job waits for ever.
-_TASK_CPUS = 0.1
 _NO_PROGRESS_SECONDS = 1800
+_SMALLEST_BLOCK = 16
+"""Rows of the last blocks of a pass, about a batch: so that no actor waits long for the last one."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Placement:
 
 
 def plan(scoring: ScoringConfig, objects: int) -> Placement:
-    """Shares that fit the connected cluster together with the read and write tasks.
+    """Shares that fit the connected cluster.
 
     Raises:
         MedVisionError: the cluster is too small.
@@ -67,36 +70,27 @@ def plan(scoring: ScoringConfig, objects: int) -> Placement:
     else:
         scorers, preparers = min(scoring.actors or gpus or max(1, int(cpus)), blocks), 0
     actors = scorers + preparers
-    share = math.floor(min(1.0, (cpus - 2 * _TASK_CPUS) / actors) * 100) / 100
+    share = math.floor(min(1.0, cpus / actors) * 100) / 100
     if share <= 0:
         raise MedVisionError(
-            f"Expected a cluster with CPUs for {actors} scoring actors and their read and write tasks, but it has "
-            f"{cpus:g}. Lower `scoring.actors` or add CPUs."
+            f"Expected a cluster with CPUs for {actors} scoring actors, but it has {cpus:g}. Lower `scoring.actors` "
+            "or add CPUs."
         )
     return Placement(scorers, preparers, share, 1 if gpus else 0)
 
 
-def score_pass(todo_uri: str, attempt_folder: str, settings: WorkerSettings, placement: Placement, blocks: int) -> None:
-    """Score the objects of a to-do list into ATTEMPT/rows, with commits in ATTEMPT/checkpoint.
+def score_pass(blocks: list[pa.Table], settings: WorkerSettings, placement: Placement) -> None:
+    """Score the objects of some blocks into the run's rows; returns when every block is done.
 
     Raises:
         ray.exceptions.RayError: workers were lost faster than they could be replaced.
     """
     import ray
     from ray.data import ActorPoolStrategy, DataContext
-    from ray.data.checkpoint import CheckpointConfig
-
-    from medvision_ray.scoring.worker import PredictWorker, PrepareWorker, ScoringWorker  # loads every decoder
 
     context = DataContext.get_current()
-    context.use_datasource_v2 = False
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = _NO_PROGRESS_SECONDS
-    # Every file goes through this package's filesystem: Ray's own for s3:// gives up on a throttled footer.
-    filesystem, checkpoint = storage.filesystem(_place(attempt_folder, "checkpoint"))
-    context.checkpoint_config = CheckpointConfig(
-        "image_id", checkpoint, override_filesystem=filesystem, delete_checkpoint_on_success=False
-    )
 
     def through(data: Any, worker: type, actors: int, gpus: int) -> Any:
         return data.map_batches(
@@ -109,61 +103,58 @@ def score_pass(todo_uri: str, attempt_folder: str, settings: WorkerSettings, pla
             num_gpus=gpus,
         )
 
-    try:
-        path = storage.filesystem(todo_uri)[1]
-        data = ray.data.read_parquet(path, filesystem=filesystem, override_num_blocks=blocks, num_cpus=_TASK_CPUS)
-        if placement.preparers:
-            data = through(data, PrepareWorker, placement.preparers, 0)
-            data = through(data, PredictWorker, placement.scorers, placement.scorer_gpus)
-        else:
-            data = through(data, ScoringWorker, placement.scorers, placement.scorer_gpus)
-        data.write_parquet(
-            storage.filesystem(_place(attempt_folder, "rows"))[1],
-            filesystem=filesystem,
-            mode="append",
-            ray_remote_args={"num_cpus": _TASK_CPUS},
-            concurrency=1,
-        )
-    finally:
-        context.checkpoint_config = None
+    data = ray.data.from_arrow(blocks)
+    if placement.preparers:
+        data = through(data, PrepareActor, placement.preparers, 0)
+        data = through(data, PredictActor, placement.scorers, placement.scorer_gpus)
+    else:
+        data = through(data, ScoringActor, placement.scorers, placement.scorer_gpus)
+    data.materialize()
 
 
-def _place(folder: str, name: str) -> str:
-    place = storage.join(folder, name)
-    storage.make_folder(place)
-    return place
+def cut_blocks(objects: pa.Table, block_rows: int, actors: int, marked: Mapping[int, int]) -> list[pa.Table]:
+    """Blocks of objects, in order: full ones first, ever smaller ones at the end, and marked ones as they were.
+
+    Args:
+        objects: inventory rows without an outcome.
+        block_rows: most rows of a block.
+        actors: how many work on blocks at once.
+        marked: rows of a block by the image_id of its first object: blocks that were begun before and not ended.
+            They are cut alike again, so that whoever works on one finds its marker.
+    """
+    ids = objects["image_id"].to_numpy()
+    first = np.flatnonzero(np.isin(ids, np.fromiter(marked, np.int64, len(marked))))
+    edges = {0, len(ids), *(int(at) for at in first), *(min(int(at) + marked[int(ids[at])], len(ids)) for at in first)}
+    cuts = sorted(edges)
+    spans = [
+        (start, size)
+        for low, high in itertools.pairwise(cuts)
+        for start, size in _spans(low, high, len(ids), block_rows, actors)
+    ]
+    return [objects.slice(start, size) for start, size in spans]
+
+
+def _spans(low: int, high: int, total: int, block_rows: int, actors: int) -> Iterator[tuple[int, int]]:
+    while low < high:
+        share = max(math.ceil((total - low) / (2 * actors)), min(_SMALLEST_BLOCK, math.ceil(total / actors)))
+        size = min(block_rows, share, high - low)
+        yield low, size
+        low += size
 
 
 class CommittedRows:
-    """The rows of a run's attempts that the checkpoints list as committed.
+    """The rows that a run's actors have written: each file is one block's, and there whole or not at all.
 
-    A file without its checkpoint is a leftover of a worker that died, or of one that outlived its
-    run. Where two attempts committed the same object, the first file in name order counts.
+    A block that was done twice (its actor died after writing, or outlived its run) has two files; the first in name
+    order counts.
     """
 
     def __init__(self, run_folder: str) -> None:
-        self._fs, root = storage.filesystem(storage.join(run_folder, "attempts"))
-        selector = pafs.FileSelector(root, recursive=True, allow_not_found=True)
+        self._fs, root = storage.filesystem(storage.join(run_folder, "rows"))
+        selector = pafs.FileSelector(root, allow_not_found=True)
         found = retrying(lambda: self._fs.get_file_info(selector), run_folder)
-        paths = sorted(item.path for item in found if item.path.endswith(".parquet"))
-        parts = [(path, *path[len(root) :].lstrip("/").split("/")) for path in paths]
-        committed = {
-            (attempt, rest[-1].removesuffix(".parquet"))
-            for _, attempt, *rest in parts
-            if rest[0] == "checkpoint" and not rest[-1].endswith(".pending.parquet")
-        }
-        self.files = [
-            path
-            for path, attempt, *rest in parts
-            if rest[0] == "rows" and any((attempt, prefix) in committed for prefix in _prefixes(rest[-1]))
-        ]
+        self.files = sorted(item.path for item in found if item.path.endswith(".parquet"))
 
     def dataset(self, schema: pa.Schema) -> Any:
         """The rows as a pyarrow dataset, in file order."""
         return pads.dataset(self.files, schema=schema, filesystem=self._fs, format="parquet")
-
-
-def _prefixes(name: str) -> list[str]:
-    """Names under which a checkpoint may list a data file: `a_b_000001-0.parquet` is listed as `a_b_000001`."""
-    stem = name.removesuffix(".parquet")
-    return [stem, stem.rsplit("-", 1)[0]]

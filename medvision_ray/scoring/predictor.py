@@ -11,6 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from medvision_ray.bundle import Bundle
+from medvision_ray.native import LARGEST_REUSED_BYTES
+from medvision_ray.precision import runs_in_bf16
+from medvision_ray.scoring.folding import fold_batch_norms
 
 
 @dataclass(frozen=True)
@@ -32,16 +35,27 @@ class Predictor:
     """A loaded model on one device.
 
     Args:
-        precision: `bf16` runs the network under autocast; `float32` does not.
+        precision: `bf16` runs the network under autocast, `float32` does not, `auto` chooses by the device.
         device: torch device name; None takes a GPU where there is one.
+
+    Attributes:
+        bf16: the network runs under autocast.
+        part_frames: on a CPU, frames that go through the network at once, so that the memory of activations is
+            reused and not mapped anew; None where a batch goes as it is.
     """
 
-    def __init__(self, bundle: Bundle, precision: str = "bf16", device: str | None = None) -> None:
+    def __init__(self, bundle: Bundle, precision: str = "auto", device: str | None = None) -> None:
         self.bundle = bundle
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._autocast = precision == "bf16"
-        model = bundle.build_model().eval().to(self.device)
-        self._model = model.to(memory_format=torch.channels_last)
+        self.bf16 = runs_in_bf16(precision, self.device.type)
+        probe = torch.zeros(1, bundle.preprocess.channels, *bundle.preprocess.size, dtype=torch.uint8)
+        probe[..., ::2] = 255
+        ready = fold_batch_norms(bundle.build_model().eval(), probe)
+        self._model = ready.network.to(self.device).to(memory_format=torch.channels_last)
+        self.part_frames: int | None = None
+        if self.device.type == "cpu":
+            activation_bytes = ready.activation_bytes // (2 if self.bf16 else 1)
+            self.part_frames = max(1, LARGEST_REUSED_BYTES // max(activation_bytes, 1))
 
     def predict(self, pixels: NDArray[np.uint8]) -> Prediction:
         """Predict.
@@ -72,7 +86,10 @@ class Predictor:
 
     @torch.inference_mode()
     def _queue(self, pixels: NDArray[np.uint8]) -> _Queued:
-        """Start on a batch; where the GPU's memory does not hold it, on its halves one after the other."""
+        """Start on a batch: on a CPU in parts; where a GPU's memory does not hold it, on its halves in turn."""
+        if self.part_frames is not None:
+            parts = np.array_split(pixels, -(-len(pixels) // self.part_frames))
+            return _Queued([self._forward(part) for part in parts])
         try:
             return _Queued([self._forward(pixels)])
         except torch.OutOfMemoryError:
@@ -88,7 +105,7 @@ class Predictor:
         if gpu:
             source = source.pin_memory()
         batch = source.to(self.device, non_blocking=gpu).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             output = self._model(batch)
         probabilities = masks = None
         if output.logits is not None:

@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
+from medvision_ray import storage
 from medvision_ray.config import PreprocessConfig
 from medvision_ray.errors import StorageError
 from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
@@ -25,7 +26,10 @@ from medvision_ray.scoring.isolated import IsolatedReader
 from medvision_ray.scoring.objects import Effort, Failure, ObjectReader, PreparedObject
 from medvision_ray.scoring.settings import WorkerSettings
 
+_Content = bytes | list[bytes]  # of an object, or of the members of a series
 _READ_AHEAD_BYTES = 256 << 20
+_UNREAD_IN_A_ROW = 20
+"""After so many objects in a row that could not be read, the archive itself is asked whether it is there."""
 _MEMORY_SHARE = 0.5  # of the node's memory that one object may take, whatever the configuration says
 
 
@@ -49,12 +53,21 @@ class Preparer:
         self._reader = ObjectReader(decode, preprocess, settings.pseudonymiser)
         self._pool = ThreadPoolExecutor(settings.scoring.read_threads, thread_name_prefix="read")
         self._watchdog = Watchdog(decode.max_seconds, decode.max_memory_bytes)
+        self._reads: _ReadAhead | None = None
+        self._unread = 0
+
+    def read_ahead(self, entries: list[dict[str, Any]]) -> None:
+        """Begin to read the block that `prepare` gets next, while the caller still leaves its marker."""
+        self._reads = _ReadAhead(self._pool, self._reader, entries, 2 * self._settings.scoring.read_threads + 1)
 
     def prepare(self, entries: list[dict[str, Any]], earlier: int) -> Iterator[Outcome]:
         """Outcomes in the order of the inventory rows; they end early at the deadline.
 
         Args:
             earlier: attempts at this block that killed their worker.
+
+        Raises:
+            StorageError: the archive's store answers nothing: no object of the run can be read now.
         """
         attempts = earlier + 1
         if earlier >= self._settings.scoring.max_attempts:
@@ -63,30 +76,28 @@ class Preparer:
             return
         each = self._each_alone(entries) if earlier else self._each(entries)
         for entry, (result, effort) in zip(entries, each, strict=False):
+            self._count_unread(entry, result)
             yield Outcome(entry, result, effort, attempts)
             if self._settings.past_deadline:
                 return
 
+    def _count_unread(self, entry: dict[str, Any], result: PreparedObject | Failure) -> None:
+        """Tell a store that is down, which must not cost a night its objects, from objects that cannot be read."""
+        unread = isinstance(result, Failure) and result.error_code == ErrorCode.READ_ERROR.value
+        self._unread = self._unread + 1 if unread else 0
+        if self._unread == _UNREAD_IN_A_ROW:
+            self._unread = 0
+            members = entry.get("members")
+            storage.exists(members[0]["uri"] if members else entry["uri"])  # raises where the store stays away
+
     def _each(self, entries: list[dict[str, Any]]) -> Iterator[tuple[PreparedObject | Failure, Effort]]:
-        """Bytes are read ahead by threads, bounded in number and in bytes."""
-        ahead: deque[tuple[Future[bytes | list[bytes]], Effort, int]] = deque()
-        budget = _READ_AHEAD_BYTES
-        following = 0
-        for _ in entries:
-            while following < len(entries) and len(ahead) <= 2 * self._settings.scoring.read_threads:
-                entry = entries[following]
-                if ahead and entry["size"] > budget:
-                    break
-                effort = Effort()
-                reading = self._pool.submit(self._reader.read_entry, entry, effort)
-                ahead.append((reading, effort, entry["size"]))
-                budget -= entry["size"]
-                following += 1
-            future, effort, size = ahead.popleft()
+        if self._reads is None or self._reads.entries is not entries:
+            self.read_ahead(entries)
+        reads, self._reads = self._reads, None
+        for future, effort in reads or ():
             wait([future])  # reading has bounds of its own: a slow store is no object that hangs
             with self._watchdog:
                 result = _caught(lambda future=future, effort=effort: self._reader.prepare(future.result(), effort))
-            budget += size
             yield result, effort
 
     def _each_alone(self, entries: list[dict[str, Any]]) -> Iterator[tuple[PreparedObject | Failure, Effort]]:
@@ -101,6 +112,42 @@ class Preparer:
                 )
         finally:
             child.close()
+
+
+class _ReadAhead:
+    """Reads objects in order by the threads of a pool, bounded in number and in bytes; iterate once.
+
+    Attributes:
+        entries: the objects.
+    """
+
+    def __init__(
+        self, pool: ThreadPoolExecutor, reader: ObjectReader, entries: list[dict[str, Any]], most: int
+    ) -> None:
+        self.entries = entries
+        self._pool, self._reader, self._most = pool, reader, most
+        self._ahead: deque[tuple[Future[_Content], Effort, int]] = deque()
+        self._budget = _READ_AHEAD_BYTES
+        self._following = 0
+        self._fill()
+
+    def __iter__(self) -> Iterator[tuple[Future[_Content], Effort]]:
+        while self._ahead:
+            future, effort, size = self._ahead.popleft()
+            yield future, effort
+            self._budget += size
+            self._fill()
+
+    def _fill(self) -> None:
+        while self._following < len(self.entries) and len(self._ahead) < self._most:
+            entry = self.entries[self._following]
+            if self._ahead and entry["size"] > self._budget:
+                break
+            effort = Effort()
+            reading = self._pool.submit(self._reader.read_entry, entry, effort)
+            self._ahead.append((reading, effort, entry["size"]))
+            self._budget -= entry["size"]
+            self._following += 1
 
 
 def _caught(prepare: Any) -> PreparedObject | Failure:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import uuid
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from medvision_ray import tables
+from medvision_ray import storage, tables
 from medvision_ray.bundle import Bundle
 from medvision_ray.scoring.masks import EMPTY, EncodedMask, encode_mask
 
@@ -145,6 +148,15 @@ def failed_row(entry: dict[str, Any], failure: Failure, attempts: int = 1) -> di
 def to_table(rows: list[dict[str, Any]], classes: tuple[str, ...]) -> pa.Table:
     """Rows as Arrow with the explicit schema (an all-null column would otherwise lose its type)."""
     return pa.Table.from_pylist(rows, schema=working_schema(classes))
+
+
+def write_rows(rows: pa.Table, run_folder: str) -> None:
+    """Write a block's rows as one file of the run, whole or not at all, under a name of its own."""
+    if rows.num_rows:
+        sink = io.BytesIO()
+        pq.write_table(rows, sink)
+        name = f"{rows['image_id'][0].as_py()}-{uuid.uuid4().hex[:12]}.parquet"
+        storage.write_bytes(storage.join(run_folder, "rows", name), sink.getvalue())
 
 
 def _mask_columns(ready: PreparedObject, mask: EncodedMask | None, save: bool) -> dict[str, Any]:

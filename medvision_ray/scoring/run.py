@@ -7,11 +7,7 @@ committed rows say what is done, and the tables know which run has published.
 from __future__ import annotations
 
 import hashlib
-import importlib
-import io
 import json
-import math
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,7 +17,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from medvision_ray import storage, tables
 from medvision_ray.archive.ids import is_in
@@ -33,12 +28,12 @@ from medvision_ray.errors import CredentialsError, MedVisionError, StorageError,
 from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
 from medvision_ray.logs import Reporter
 from medvision_ray.privacy import load_pseudonymiser
-from medvision_ray.scoring.attempts import forgive_attempts
+from medvision_ray.scoring.attempts import forgive_attempts, unfinished_blocks
 from medvision_ray.scoring.lease import lease
-from medvision_ray.scoring.pipeline import CommittedRows, plan, score_pass
+from medvision_ray.scoring.pipeline import CommittedRows, cut_blocks, plan, score_pass
 from medvision_ray.scoring.progress import ProgressLine
 from medvision_ray.scoring.publish import is_publishing, publish_rows
-from medvision_ray.scoring.rows import failed_row, to_table, working_schema
+from medvision_ray.scoring.rows import failed_row, to_table, working_schema, write_rows
 from medvision_ray.scoring.settings import WorkerSettings
 from medvision_ray.scoring.summary import RunIdentity, RunSummary, over_budget, publish_run, published_run
 
@@ -241,28 +236,16 @@ def _score_missing(
 
     forgive_attempts(folder)
     seconds, empty = 0.0, 0
-    # The decoders load while Ray starts; a pass needs both.
-    threading.Thread(target=importlib.import_module, args=("medvision_ray.scoring.worker",), daemon=True).start()
     with ray_session(run.job.ray):
-        for _ in range(_PASSES):
-            attempt, number = _next_attempt(folder)
-            todo = storage.join(attempt, "todo.parquet")
+        for number in range(1, _PASSES + 1):
             placement = plan(run.job.scoring, missing.num_rows)
             actors = max(placement.scorers, placement.preparers)
-            blocks = max(math.ceil(missing.num_rows / run.job.scoring.block_rows), min(actors, missing.num_rows))
-            sink = io.BytesIO()
-            pq.write_table(missing, sink, row_group_size=math.ceil(missing.num_rows / blocks))
-            storage.write_bytes(todo, sink.getvalue())
+            blocks = cut_blocks(missing, run.job.scoring.block_rows, actors, unfinished_blocks(folder))
             with ProgressLine(folder, inventory.objects.num_rows, say, run.name) as line:
                 try:
-                    score_pass(todo, attempt, settings, placement, blocks)
+                    score_pass(blocks, settings, placement)
                 except RayError as error:
-                    if CredentialsError.__name__ in str(error):  # Ray carries the text of a cause, not its type
-                        raise StorageError(
-                            "The store no longer accepts the credentials of this job's workers. Renew them; the same "
-                            "command finishes the run.",
-                            code="credentials",
-                        ) from None
+                    _stop_where_the_store_is_away(error)
                     say(f"Pass {number} lost its workers ({type(error).__name__}); looking at what is missing.")
             seconds += line.busy_seconds
             before, missing = missing.num_rows, _missing(folder, inventory, classes)
@@ -279,21 +262,25 @@ def _score_missing(
     return (first - missing.num_rows) / seconds if seconds > 0 else None
 
 
-def _next_attempt(folder: str) -> tuple[str, int]:
-    number = 1
-    while storage.exists(storage.join(folder, "attempts", f"{number:04d}")):
-        number += 1
-    return storage.join(folder, "attempts", f"{number:04d}"), number
+def _stop_where_the_store_is_away(error: Exception) -> None:
+    """End the run where its workers could not reach a store: more passes would turn an outage into failure rows."""
+    text = str(error)  # Ray carries the text of a cause, not its type
+    if CredentialsError.__name__ in text:
+        raise StorageError(
+            "The store no longer accepts the credentials of this job's workers. Renew them; the same command finishes "
+            "the run.",
+            code="credentials",
+        ) from None
+    if StorageError.__name__ in text:
+        raise StorageError(
+            "The archive's store or that of the output stopped answering this job's workers, after every retry. What is "
+            "scored is kept; the same command finishes the run."
+        ) from None
 
 
 def _give_up(folder: str, missing: pa.Table, classes: tuple[str, ...]) -> None:
-    """Failure rows for objects that no pass brought through, written as one more attempt."""
+    """Failure rows for objects that no pass brought through."""
     from medvision_ray.scoring.objects import Failure  # loads every decoder: not for a run that loses nothing
 
     lost = Failure.of(DecodeError(ErrorCode.WORKER_CRASH, Stage.PREDICT, attempts=_PASSES))
-    rows = to_table([failed_row(entry, lost, _PASSES) for entry in missing.to_pylist()], classes)
-    attempt, _ = _next_attempt(folder)
-    sink = io.BytesIO()
-    pq.write_table(rows, sink)
-    storage.write_bytes(storage.join(attempt, "rows", "lost.parquet"), sink.getvalue())
-    storage.write_bytes(storage.join(attempt, "checkpoint", "lost.parquet"), b"")
+    write_rows(to_table([failed_row(entry, lost, _PASSES) for entry in missing.to_pylist()], classes), folder)

@@ -1,4 +1,4 @@
-"""The scoring actors: blocks of inventory rows in, exactly as many result rows out.
+"""The scoring actors: blocks of inventory rows in, exactly as many result rows written.
 
 `ScoringWorker` does an object's whole way (the fused plan). In the staged plan `PrepareWorker`
 goes as far as the model's uint8 input and `PredictWorker`, on a GPU, does the rest.
@@ -23,7 +23,7 @@ from medvision_ray.scoring.attempts import block_attempt
 from medvision_ray.scoring.objects import Effort, Failure, PreparedObject
 from medvision_ray.scoring.predicting import RowMaker
 from medvision_ray.scoring.preparing import Outcome, Preparer
-from medvision_ray.scoring.rows import SCORED, to_table
+from medvision_ray.scoring.rows import SCORED, to_table, write_rows
 from medvision_ray.scoring.settings import WorkerSettings
 
 _CHUNK_BYTES = 64 << 20
@@ -54,14 +54,16 @@ class ScoringWorker:
         self._preparer = Preparer(settings, self._bundle.preprocess)
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        """Score a block of inventory rows; the answer has one row for each, or fewer past the deadline."""
+        """Score a block of inventory rows and write one row for each, or fewer past the deadline; answers how many."""
         entries = block.to_pylist()
         if not entries or self._settings.past_deadline:
-            return to_table([], self._bundle.classes)
-        with block_attempt(self._settings.run_folder, "prepare", entries[0]["image_id"]) as earlier:
+            return _count(0)
+        self._preparer.read_ahead(entries)
+        with block_attempt(self._settings.run_folder, "prepare", entries) as earlier:
             rows = self._make.rows(self._preparer.prepare(entries, earlier))
+            write_rows(to_table(rows, self._bundle.classes), self._settings.run_folder)
         _record(rows, self._settings, self._make.batch_size)
-        return to_table(rows, self._bundle.classes)
+        return _count(len(rows))
 
 
 class PrepareWorker:
@@ -77,7 +79,8 @@ class PrepareWorker:
         if not entries or self._settings.past_deadline:
             yield _CROSSING.empty_table()
             return
-        with block_attempt(self._settings.run_folder, "prepare", entries[0]["image_id"]) as earlier:
+        self._preparer.read_ahead(entries)
+        with block_attempt(self._settings.run_folder, "prepare", entries) as earlier:
             chunk: list[dict[str, Any]] = []
             size = 0
             for outcome in self._preparer.prepare(entries, earlier):
@@ -98,17 +101,24 @@ class PredictWorker:
         self._make = _row_maker(settings, self._bundle)
 
     def __call__(self, chunk: pa.Table) -> pa.Table:
-        """Score prepared objects; the answer has one row for each."""
+        """Score prepared objects and write one row for each; answers how many."""
         if chunk.num_rows == 0:
-            return to_table([], self._bundle.classes)
-        with block_attempt(self._settings.run_folder, "predict", chunk["image_id"][0].as_py()) as earlier:
+            return _count(0)
+        entries = chunk.select(["image_id"]).to_pylist()
+        with block_attempt(self._settings.run_folder, "predict", entries) as earlier:
             outcomes = _unpack(chunk)
             if earlier >= self._settings.scoring.max_attempts:
                 lost = Failure.of(DecodeError(ErrorCode.WORKER_CRASH, Stage.PREDICT, attempts=earlier))
                 outcomes = (Outcome(item.entry, lost, item.effort, earlier) for item in outcomes)
             rows = self._make.rows(outcomes)
+            write_rows(to_table(rows, self._bundle.classes), self._settings.run_folder)
         _record(rows, self._settings, self._make.batch_size)
-        return to_table(rows, self._bundle.classes)
+        return _count(len(rows))
+
+
+def _count(rows: int) -> pa.Table:
+    """What crosses back to the driver of a block whose rows are written."""
+    return pa.table({"rows": pa.array([rows], pa.int64())})
 
 
 def _start(settings: WorkerSettings) -> Bundle:

@@ -74,7 +74,7 @@ def _scoring_workers() -> list[int]:
             title = place.read_bytes()
         except OSError:
             continue
-        if b"ScoringWorker" in title:
+        if b"ScoringActor" in title:
             found.append(int(place.parent.name))
     return found
 
@@ -253,7 +253,7 @@ def test_unknown_error_code_is_refused(bundle: Bundle, phantom: PhantomArchive, 
 
 def _has_committed_a_file(output: str) -> bool:
     try:
-        return any("/checkpoint/" in item.path for item in list_objects(f"{output}/runs"))
+        return any("/rows/" in item.path for item in list_objects(f"{output}/runs"))
     except StorageError:
         return False
 

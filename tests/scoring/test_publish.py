@@ -17,7 +17,9 @@ from medvision_ray.config import ArchiveConfig, DecodeConfig, ScoringConfig
 from medvision_ray.demo.archive import PhantomArchive
 from medvision_ray.errors import MedVisionError
 from medvision_ray.privacy import Pseudonymiser
+from medvision_ray.scoring.pipeline import CommittedRows
 from medvision_ray.scoring.publish import is_publishing, publish_rows
+from medvision_ray.scoring.rows import working_schema
 from medvision_ray.scoring.settings import WorkerSettings
 from medvision_ray.scoring.summary import RunIdentity
 from medvision_ray.scoring.worker import ScoringWorker
@@ -33,7 +35,9 @@ def rows(bundle: Bundle, inventory: Inventory, tmp_path_factory: pytest.TempPath
     folder = str(tmp_path_factory.mktemp("run"))
     scoring = ScoringConfig(precision="float32")
     settings = WorkerSettings(bundle.uri, folder, scoring, DecodeConfig(), Pseudonymiser(b"k" * 32))
-    found = ScoringWorker(settings)(inventory.objects)
+    answer = ScoringWorker(settings)(inventory.objects)
+    assert answer["rows"].to_pylist() == [inventory.objects.num_rows]
+    found = CommittedRows(folder).dataset(working_schema(bundle.classes)).to_table()
     assert isinstance(found, pa.Table)
     return found
 
@@ -42,14 +46,10 @@ def _identity(bundle: Bundle, run_key: str = "run-1") -> RunIdentity:
     return RunIdentity(run_key, "score", bundle.model_id, "the archive", datetime.now(timezone.utc))
 
 
-def _attempt(folder: Path, number: int, rows: pa.Table, *, committed: bool = True) -> None:
-    """What a pass leaves: a data file, and its checkpoint where the two-phase commit came to its end."""
-    place = folder / "attempts" / f"{number:04d}"
-    (place / "rows").mkdir(parents=True)
-    (place / "checkpoint").mkdir()
-    pq.write_table(rows, place / "rows" / "block-0.parquet")
-    if committed:
-        pq.write_table(rows.select(["image_id"]), place / "checkpoint" / "block.parquet")
+def _attempt(folder: Path, number: int, rows: pa.Table) -> None:
+    """What actors leave: a file of rows a block."""
+    (folder / "rows").mkdir(parents=True, exist_ok=True)
+    pq.write_table(rows, folder / "rows" / f"block-{number}.parquet")
 
 
 def _published(output: Path) -> list[int]:
@@ -76,11 +76,21 @@ def test_rows_that_come_after_the_first_try_wait_for_the_next_run(
     assert _published(tmp_path) == sorted(rows["image_id"].to_pylist()[:10])
 
 
-def test_file_without_its_checkpoint_is_not_published(
+def test_block_that_was_done_twice_is_published_once(
     bundle: Bundle, inventory: Inventory, rows: pa.Table, tmp_path: Path
 ) -> None:
     folder = tmp_path / "runs" / "run-1"
-    _attempt(folder, 1, rows, committed=False)
+    _attempt(folder, 1, rows)
+    _attempt(folder, 2, rows.slice(3, 9))
+    publish_rows(str(tmp_path), _identity(bundle), bundle.classes, str(folder), inventory)
+    assert _published(tmp_path) == sorted(rows["image_id"].to_pylist())
+
+
+def test_objects_without_a_row_stop_publishing(
+    bundle: Bundle, inventory: Inventory, rows: pa.Table, tmp_path: Path
+) -> None:
+    folder = tmp_path / "runs" / "run-1"
+    _attempt(folder, 1, rows.slice(1))
     with pytest.raises(MedVisionError, match="have none"):
         publish_rows(str(tmp_path), _identity(bundle), bundle.classes, str(folder), inventory)
     assert _published(tmp_path) == []

@@ -23,10 +23,11 @@ from medvision_ray.errors import CredentialsError, StorageError
 from medvision_ray.imaging.decode import decode
 from medvision_ray.imaging.errors import DecodeError, ErrorCode
 from medvision_ray.privacy import Pseudonymiser
-from medvision_ray.scoring.attempts import forgive_attempts
+from medvision_ray.scoring.attempts import forgive_attempts, unfinished_blocks
 from medvision_ray.scoring.isolated import IsolatedReader
 from medvision_ray.scoring.objects import Effort, ObjectReader
-from medvision_ray.scoring.rows import EFFORT_FIELDS
+from medvision_ray.scoring.pipeline import CommittedRows
+from medvision_ray.scoring.rows import EFFORT_FIELDS, working_schema
 from medvision_ray.scoring.settings import WorkerSettings
 from medvision_ray.scoring.worker import ScoringWorker
 
@@ -40,6 +41,14 @@ def _settings(bundle: Bundle, folder: Path, **scoring: object) -> WorkerSettings
 
 def _block(archive: PhantomArchive) -> pa.Table:
     return list_archive(ArchiveConfig(uri=archive.night_1)).objects
+
+
+def _score(settings: WorkerSettings, bundle: Bundle, block: pa.Table) -> pa.Table:
+    """The rows that a worker writes for a block."""
+    answer = ScoringWorker(settings)(block)
+    rows = CommittedRows(settings.run_folder).dataset(working_schema(bundle.classes)).to_table()
+    assert answer["rows"].to_pylist() == [rows.num_rows]
+    return rows
 
 
 def _comparable(rows: pa.Table) -> list[dict[str, object]]:
@@ -56,7 +65,7 @@ def _comparable(rows: pa.Table) -> list[dict[str, object]]:
 @pytest.fixture(scope="module")
 def rows(bundle: Bundle, phantom: PhantomArchive, tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
     folder = tmp_path_factory.mktemp("run")
-    return ScoringWorker(_settings(bundle, folder))(_block(phantom))
+    return _score(_settings(bundle, folder), bundle, _block(phantom))
 
 
 def test_every_object_has_one_row_in_order(rows: pa.Table, phantom: PhantomArchive) -> None:
@@ -93,7 +102,7 @@ def test_no_planted_identifier_is_in_any_row(rows: pa.Table, phantom: PhantomArc
 def test_batch_size_does_not_change_rows(
     rows: pa.Table, bundle: Bundle, phantom: PhantomArchive, tmp_path: Path
 ) -> None:
-    other = ScoringWorker(_settings(bundle, tmp_path, batch_size=5))(_block(phantom))
+    other = _score(_settings(bundle, tmp_path, batch_size=5), bundle, _block(phantom))
     for one, two in zip(_comparable(rows), _comparable(other), strict=True):
         assert one["predicted_label"] == two["predicted_label"]
         if one["status"] == "scored":
@@ -106,7 +115,7 @@ def test_block_that_killed_its_worker_is_prepared_apart_with_the_same_rows(
     block = _block(phantom)
     marker = tmp_path / "inflight" / f"prepare-{block['image_id'][0].as_py()}"
     storage.write_bytes(str(marker), b'{"attempts": 1}')
-    again = ScoringWorker(_settings(bundle, tmp_path))(block)
+    again = _score(_settings(bundle, tmp_path), bundle, block)
     assert _comparable(again) == _comparable(rows)
     assert not marker.exists()
 
@@ -114,7 +123,7 @@ def test_block_that_killed_its_worker_is_prepared_apart_with_the_same_rows(
 def test_block_that_kills_every_worker_is_given_up(bundle: Bundle, phantom: PhantomArchive, tmp_path: Path) -> None:
     block = _block(phantom).slice(0, 3)
     storage.write_bytes(str(tmp_path / "inflight" / f"prepare-{block['image_id'][0].as_py()}"), b'{"attempts": 3}')
-    given_up = ScoringWorker(_settings(bundle, tmp_path))(block)
+    given_up = _score(_settings(bundle, tmp_path), bundle, block)
     assert given_up["error_code"].to_pylist() == ["worker_crash"] * 3
 
 
@@ -125,11 +134,32 @@ def test_block_of_often_killed_drivers_is_not_given_up(
     marker = tmp_path / "inflight" / f"prepare-{block['image_id'][0].as_py()}"
     storage.write_bytes(str(marker), b'{"attempts": 3}')
     forgive_attempts(str(tmp_path))
-    assert _comparable(ScoringWorker(_settings(bundle, tmp_path))(block)) == _comparable(rows)
+    assert _comparable(_score(_settings(bundle, tmp_path), bundle, block)) == _comparable(rows)
 
 
-def test_empty_block_gives_no_rows(bundle: Bundle, phantom: PhantomArchive, tmp_path: Path) -> None:
-    assert ScoringWorker(_settings(bundle, tmp_path))(_block(phantom).slice(0, 0)).num_rows == 0
+def test_empty_block_writes_nothing(bundle: Bundle, phantom: PhantomArchive, tmp_path: Path) -> None:
+    answer = ScoringWorker(_settings(bundle, tmp_path))(_block(phantom).slice(0, 0))
+    assert answer["rows"].to_pylist() == [0]
+    assert CommittedRows(str(tmp_path)).files == []
+
+
+def test_block_is_unfinished_until_its_rows_are_written(
+    bundle: Bundle, phantom: PhantomArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block, settings = _block(phantom).slice(4, 6), _settings(bundle, tmp_path)
+    worker = ScoringWorker(settings)
+
+    def refuse(*_: object) -> None:
+        raise StorageError("the store is down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("medvision_ray.scoring.worker.write_rows", refuse)
+        with pytest.raises(StorageError):
+            worker(block)
+    assert unfinished_blocks(str(tmp_path)) == {block["image_id"][0].as_py(): 6}
+    worker(block)
+    assert unfinished_blocks(str(tmp_path)) == {}
+    assert len(CommittedRows(str(tmp_path)).files) == 1
 
 
 def _isolated(**limits: object) -> IsolatedReader:
@@ -176,7 +206,7 @@ def test_object_changed_after_listing_is_a_failure_row(bundle: Bundle, phantom: 
     image.write_bytes(Path(_good_object(phantom)[0]).read_bytes())
     block = list_archive(ArchiveConfig(uri=str(image.parent))).objects
     image.write_bytes(image.read_bytes() + b"\0\0")
-    rows = ScoringWorker(_settings(bundle, tmp_path / "run"))(block).to_pylist()
+    rows = _score(_settings(bundle, tmp_path / "run"), bundle, block).to_pylist()
     assert [(row["stage"], row["error_code"]) for row in rows] == [("read", "changed_while_reading")]
 
 
@@ -193,6 +223,32 @@ def test_refused_credentials_stop_the_worker_instead_of_failing_every_object(
         worker(_block(phantom))
 
 
+@pytest.mark.parametrize("store_is_there", [True, False])
+def test_store_that_is_down_costs_no_object(
+    bundle: Bundle, phantom: PhantomArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store_is_there: bool
+) -> None:
+    block = pa.concat_tables([_block(phantom)] * 2).slice(0, 30)
+    worker = ScoringWorker(_settings(bundle, tmp_path))
+
+    def fail(*_: object, **__: object) -> bytes:
+        raise StorageError("no answer", transient=True)
+
+    monkeypatch.setattr("medvision_ray.scoring.objects.storage.read_bytes", fail)
+    with monkeypatch.context() as patch:
+        if not store_is_there:
+            patch.setattr("medvision_ray.scoring.preparing.storage.exists", fail)
+        patch.setattr("medvision_ray.scoring.attempts._read", lambda _: {})
+        if store_is_there:
+            assert worker(block)["rows"].to_pylist() == [30]
+        else:
+            with pytest.raises(StorageError, match="no answer"):
+                worker(block)
+    rows = CommittedRows(str(tmp_path)).dataset(working_schema(bundle.classes)).to_table() if store_is_there else None
+    assert (rows is None) == (not CommittedRows(str(tmp_path)).files)
+    if rows is not None:
+        assert set(rows["error_code"].to_pylist()) == {"read_error"}
+
+
 def test_defect_of_a_decoder_costs_its_own_object(
     rows: pa.Table, bundle: Bundle, phantom: PhantomArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,7 +258,7 @@ def test_defect_of_a_decoder_costs_its_own_object(
         return decode(data, *more)  # type: ignore[arg-type]
 
     monkeypatch.setattr("medvision_ray.scoring.objects.decode", stumble)
-    found = ScoringWorker(_settings(bundle, tmp_path))(_block(phantom))
+    found = _score(_settings(bundle, tmp_path), bundle, _block(phantom))
     changed = [row for row in found.to_pylist() if row["error_code"] == "internal_error"]
     assert [(row["uri"].rsplit("/", 1)[-1], "DOE" in row["error"]) for row in changed] == [("empty.dcm", False)]
     assert found.num_rows == rows.num_rows

@@ -83,7 +83,7 @@ def _serve(pipe: Connection, address: str) -> None:
         _fork_workers(server)
     server.close()
     # Ray's core reads the environment when it is imported, which a raylet sets for each worker but not for drivers.
-    import ray.data.checkpoint  # noqa: F401
+    import ray.data  # noqa: F401
 
     import medvision_ray.cli
     import medvision_ray.scoring.run  # noqa: F401

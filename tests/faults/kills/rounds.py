@@ -24,20 +24,20 @@ KINDS = (
     "raylet",
     "driver twice",
     "driver in publish",
-    "task worker",
+    "Ray's own actor",
     "driver and actor",
     "driver at the start",
     "actor, then driver in publish",
 )
 _RUN_SECONDS = 300.0
 _POLL_SECONDS = 0.02
-_ACTOR = ("ScoringWorker",)
-_TASKS = ("ReadParquet", "Write")
+_ACTOR = ("ScoringActor",)
+_OWN = ("StatsActor", "ActorLocationTracker", "AutoscalingCoordinator")
 # Writes of folder markers change nothing, so they are no moments of their own.
 _ANY = r"[^/]\?"
-_START = r"/leases/score|/(inventory\.parquet|run\.json|todo\.parquet)\?"
+_START = r"/leases/score|/(inventory\.parquet|run\.json)\?"
 _MARKER = r"/inflight/[^/?]+\?"
-_ROWS = r"/(rows|checkpoint)/[^/?]+\?"
+_ROWS = r"/rows/[^/?]+\?"
 _SCORING = rf"{_MARKER}|{_ROWS}"
 _PUBLISH = r"/tables/|\?delete|^DELETE .*/runs/[^/]*/\?"
 # What is killed, one after the other, and at a write of which kind.
@@ -48,11 +48,11 @@ _STEPS: dict[str, tuple[tuple[tuple[str, ...], str], ...]] = {
     "driver at the start": ((("driver",), _START),),
     "driver and actor": ((("actor", "driver"), _MARKER),),
     "actor": ((("actor",), _MARKER),),
-    "task worker": ((("task worker",), _ROWS),),
+    "Ray's own actor": ((("Ray's own actor",), _MARKER),),
     "raylet": ((("raylet",), _SCORING),),
     "actor, then driver in publish": ((("actor",), _MARKER), (("driver",), _PUBLISH)),
 }
-PHASES = ("leases", "inventory", "inflight", "checkpoint", "rows", "predictions", "failures", "tables/runs", "delete")
+PHASES = ("leases", "inventory", "inflight", "rows", "predictions", "failures", "tables/runs", "delete")
 
 
 @dataclass(frozen=True)
@@ -239,5 +239,5 @@ class Theatre:
         if victim == "raylet":
             self._cluster.kill_node(choice)
             return True
-        found = self._cluster.workers(*(_ACTOR if victim == "actor" else _TASKS))
+        found = self._cluster.workers(*(_ACTOR if victim == "actor" else _OWN))
         return bool(found) and kill(found[choice % len(found)])

@@ -72,7 +72,7 @@ def test_every_object_has_one_row_after(seed: int, theatre: Theatre) -> None:
 @pytest.mark.skipif(ROUNDS < 100, reason="fewer rounds need not reach everything")
 def test_the_rounds_killed_everything_in_every_phase() -> None:
     hits = [hit for line in _lines() if line["seed"] < ROUNDS for hit in line["hits"]]
-    assert {name for hit in hits for name in hit["killed"]} == {"driver", "actor", "task worker", "raylet"}
+    assert {name for hit in hits for name in hit["killed"]} == {"driver", "actor", "Ray's own actor", "raylet"}
     driver_died_in = {hit["phase"] for hit in hits if "driver" in hit["killed"]}
     assert set(PHASES) - driver_died_in == set()
 

@@ -14,7 +14,8 @@ from pydicom.filereader import read_dataset
 from pydicom.uid import UID
 
 from medvision_ray.config import DecodeConfig
-from medvision_ray.imaging.dicom_display import read_display, read_spacing
+from medvision_ray.imaging.dicom_display import read_display
+from medvision_ray.imaging.dicom_geometry import read_geometry, read_spacing
 from medvision_ray.imaging.dicom_header import element, read_pixel_header, text
 from medvision_ray.imaging.dicom_pixels import read_pixels
 from medvision_ray.imaging.errors import DecodeError, ErrorCode
@@ -50,7 +51,8 @@ _WANTED = (
     "RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor BluePaletteColorLookupTableDescriptor "
     "RedPaletteColorLookupTableData GreenPaletteColorLookupTableData BluePaletteColorLookupTableData "
     "SegmentedRedPaletteColorLookupTableData SegmentedGreenPaletteColorLookupTableData "
-    "SegmentedBluePaletteColorLookupTableData SharedFunctionalGroupsSequence "
+    "SegmentedBluePaletteColorLookupTableData ImageType PixelSpacingCalibrationType ImagePositionPatient "
+    "ImageOrientationPatient FrameOfReferenceUID SharedFunctionalGroupsSequence "
     "PerFrameFunctionalGroupsSequence PixelData FloatPixelData DoubleFloatPixelData"
 )
 _TAGS: list[int | str | tuple[int, int]] = [int(pydicom.tag.Tag(keyword)) for keyword in _WANTED.split()]
@@ -76,11 +78,16 @@ def decode_dicom(data: bytes, config: DecodeConfig, pseudonymiser: Pseudonymiser
     modality = text(dataset, "Modality").upper()
     modality = modality if modality.isalnum() and len(modality) <= 16 else "OT"
     display, frame_display = read_display(dataset, header, modality)
+    spacing, spacing_source = read_spacing(dataset, modality)
+    geometry, slice_order = read_geometry(dataset, header.frames)
     return MedicalImage(
         pixels=read_pixels(dataset, header),
         modality=modality,
         display=display,
-        spacing_mm=read_spacing(dataset, modality),
+        spacing_mm=spacing,
+        spacing_source=spacing_source,
+        geometry=geometry,
+        slice_order=slice_order,
         frame_display=frame_display,
         keys=_subject_keys(dataset, pseudonymiser),
         source_format="dicom",

@@ -1,4 +1,4 @@
-"""What a DICOM object says of its display and its spacing, top level and functional groups."""
+"""What a DICOM object says of its display, top level and functional groups."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from pydicom.dataset import Dataset
 
 from medvision_ray.imaging.dicom_header import PixelHeader, element, items, numbers, text
 from medvision_ray.imaging.image import Display, LookupTable, VoiFunction, Window
-
-_PROJECTION = ("CR", "DX", "IO", "MG", "PX", "RF", "RG", "XA")
 
 
 def read_display(dataset: Dataset, header: PixelHeader, modality: str) -> tuple[Display, tuple[Display, ...]]:
@@ -29,29 +27,6 @@ def read_display(dataset: Dataset, header: PixelHeader, modality: str) -> tuple[
         return _display((shared, dataset), dataset, header, modality), ()
     frames = tuple(_display((group, shared, dataset), dataset, header, modality) for group in groups)
     return frames[0], frames if any(_differs(frames[0], other) for other in frames[1:]) else ()
-
-
-def read_spacing(dataset: Dataset, modality: str) -> tuple[float, float] | None:
-    """Distance between rows and between columns in mm, where it holds in the patient (DICOM PS3.3 10.7.1.1, .3).
-
-    ImagerPixelSpacing is at the detector, and so is a PixelSpacing that merely repeats it; the
-    nominal spacing of a film scanner stands in where there is none.
-    """
-    spacing = _pair(dataset, "PixelSpacing")
-    if spacing is None:
-        for group in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
-            measures = [m for item in items(dataset, group)[:1] for m in items(item, "PixelMeasuresSequence")]
-            spacing = spacing or (_pair(measures[0], "PixelSpacing") if measures else None)
-    if spacing is None:
-        return _pair(dataset, "NominalScannedPixelSpacing")
-    if modality in _PROJECTION and spacing == _pair(dataset, "ImagerPixelSpacing"):
-        return None
-    return spacing
-
-
-def _pair(dataset: Dataset, keyword: str) -> tuple[float, float] | None:
-    values = numbers(dataset, keyword)
-    return (values[0], values[1]) if len(values) == 2 and min(values) > 0 else None
 
 
 def _differs(one: Display, other: Display) -> bool:

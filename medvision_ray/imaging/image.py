@@ -8,6 +8,8 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
+from medvision_ray.imaging.geometry import Geometry, SpacingSource
+
 
 class VoiFunction(str, Enum):
     """How a window maps modality values to the display range (DICOM PS3.3 C.11.2.1.2 and .3)."""
@@ -85,8 +87,12 @@ class MedicalImage:
             type, or `(frames, rows, columns, 3)` uint8 RGB.
         modality: DICOM modality code (`CT`, `MR`, `DX`, ...), or `OT` where the format names none.
         display: the file's own display chain.
-        spacing_mm: distance between rows and between columns in mm, None where it is not known
-            to be true in the patient.
+        spacing_mm: distance between rows and between columns in mm; `spacing_source` says where it holds.
+        spacing_source: where it comes from; `true_in_patient` where areas may be computed with it.
+        geometry: where the pixels lie, slices in `slice_order` (of a single slice: as it is); None where
+            that is not known.
+        slice_order: frames from the lowest to the highest along the slices' normal, where they are an
+            even stack of slices; else empty, and frames are no neighbours of one another.
         frame_display: one `Display` a frame where frames differ (enhanced multi-frame), else empty.
         keys: keyed pseudonyms.
         source_format: `dicom`, `nifti`, `png`, `jpeg`, `tiff` or `bmp`.
@@ -96,6 +102,9 @@ class MedicalImage:
     modality: str = "OT"
     display: Display = field(default_factory=Display)
     spacing_mm: tuple[float, float] | None = None
+    spacing_source: SpacingSource = SpacingSource.NONE
+    geometry: Geometry | None = None
+    slice_order: tuple[int, ...] = ()
     frame_display: tuple[Display, ...] = ()
     keys: SubjectKeys = field(default_factory=SubjectKeys)
     source_format: str = "dicom"

@@ -26,6 +26,7 @@ from medvision_ray.scoring.isolated import IsolatedReader
 from medvision_ray.scoring.objects import Effort, Failure, ObjectReader, PreparedObject
 from medvision_ray.scoring.settings import WorkerSettings
 
+_Content = bytes | list[bytes]  # of an object, or of the members of a series
 _READ_AHEAD_BYTES = 256 << 20
 _UNREAD_IN_A_ROW = 20
 """After so many objects in a row that could not be read, the archive itself is asked whether it is there."""
@@ -86,7 +87,8 @@ class Preparer:
         self._unread = self._unread + 1 if unread else 0
         if self._unread == _UNREAD_IN_A_ROW:
             self._unread = 0
-            storage.exists(entry["uri"])  # raises where the store stays away
+            members = entry.get("members")
+            storage.exists(members[0]["uri"] if members else entry["uri"])  # raises where the store stays away
 
     def _each(self, entries: list[dict[str, Any]]) -> Iterator[tuple[PreparedObject | Failure, Effort]]:
         if self._reads is None or self._reads.entries is not entries:
@@ -105,7 +107,7 @@ class Preparer:
             for entry in entries:
                 effort = Effort()
                 yield (
-                    _caught(lambda entry=entry, effort=effort: child.prepare(entry["uri"], entry["etag"], effort)),
+                    _caught(lambda entry=entry, effort=effort: child.prepare_entry(entry, effort)),
                     effort,
                 )
         finally:
@@ -124,12 +126,12 @@ class _ReadAhead:
     ) -> None:
         self.entries = entries
         self._pool, self._reader, self._most = pool, reader, most
-        self._ahead: deque[tuple[Future[bytes], Effort, int]] = deque()
+        self._ahead: deque[tuple[Future[_Content], Effort, int]] = deque()
         self._budget = _READ_AHEAD_BYTES
         self._following = 0
         self._fill()
 
-    def __iter__(self) -> Iterator[tuple[Future[bytes], Effort]]:
+    def __iter__(self) -> Iterator[tuple[Future[_Content], Effort]]:
         while self._ahead:
             future, effort, size = self._ahead.popleft()
             yield future, effort
@@ -142,7 +144,7 @@ class _ReadAhead:
             if self._ahead and entry["size"] > self._budget:
                 break
             effort = Effort()
-            reading = self._pool.submit(self._reader.read, entry["uri"], entry["etag"], effort)
+            reading = self._pool.submit(self._reader.read_entry, entry, effort)
             self._ahead.append((reading, effort, entry["size"]))
             self._budget -= entry["size"]
             self._following += 1

@@ -89,6 +89,7 @@ def preview(job: ScoreJob) -> dict[str, Any]:
         "excluded": found.excluded,
         "older": found.older,
         "duplicates": found.duplicates,
+        "volumes": found.volumes,
     }
 
 

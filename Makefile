@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 TAG := $(shell $(PYTHON) -c "import sys; print('py%d%d' % sys.version_info[:2])")
 STAMP := $(VENV)/.installed-$(TAG)
 
-.PHONY: demo test test-faults test-fuzz check format constraints bench bench-score clean
+.PHONY: demo test test-dcmtk test-faults test-fuzz check format constraints bench bench-score clean
 
 demo: $(STAMP)
 	$(BIN)/medvision demo --folder demo
 
 test: $(STAMP)
 	$(BIN)/pytest --durations=15
+
+# What every comparable corpus file looks like, beside dcmtk (Debian package dcmtk; skipped without it).
+test-dcmtk: $(STAMP)
+	$(BIN)/pytest tests/imaging/test_dcmtk.py -m "" -rPs
 
 # Whole runs while processes are killed and the object store misbehaves.
 test-faults: $(STAMP)

@@ -77,6 +77,7 @@ def night(number: int, rows: int, masks: list[Any]) -> list[pa.RecordBatch]:
         "width": generator.integers(512, 3000, rows).tolist(),
         "frames": [1] * rows,
         "spacing_mm": [[0.143, 0.143]] * rows,
+        "spacing_source": ["calibrated"] * rows,
         "predicted_label": [CLASSES[k] for k in best.tolist()],
         "predicted_probability": probabilities.max(axis=1).tolist(),
         **{column: probabilities[:, place] for place, column in enumerate(tables.probability_columns(CLASSES))},

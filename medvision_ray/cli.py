@@ -201,7 +201,7 @@ def _inventory(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     job = _begin(options, "inventory")
     found = list_archive(job.archive, address_pseudonymiser(job.privacy) if job.bundle else None)
     result: dict[str, Any] = {"archive": job.archive.uri, "objects": found.objects.num_rows}
-    result.update({name: getattr(found, name) for name in ("excluded", "older", "duplicates")})
+    result.update({name: getattr(found, name) for name in ("excluded", "older", "duplicates", "volumes")})
     result["bytes"] = pc.sum(found.objects["size"]).as_py() or 0
     if job.bundle:
         found = only_new(found, job.output, load_bundle(job.bundle).model_id)

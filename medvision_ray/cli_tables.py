@@ -1,4 +1,4 @@
-"""`medvision tables ACTION`: upkeep and proof of the tables."""
+"""`medvision tables ACTION`: upkeep and proof of the tables, and what is computed from them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ DONE, FAILED = 0, 1
 
 def add_tables_verb(verbs: Any, add_json: Callable[[argparse.ArgumentParser], None]) -> None:
     """Add `tables` and its actions to the verbs of the command line."""
-    actions = verbs.add_parser("tables", help="compact, vacuum, list or verify the tables").add_subparsers(
-        dest="action", required=True
-    )
+    actions = verbs.add_parser(
+        "tables", help="compact, vacuum, list or verify the tables; rows of studies"
+    ).add_subparsers(dest="action", required=True)
     found = {}
     for name, run, text in (
         ("compact", _compact, "merge small files and checkpoint the logs; publishing does this by itself"),
         ("vacuum", _vacuum, "show, and with --delete remove, files that no recent version needs"),
         ("history", _history, "list the commits of every table"),
         ("verify", _verify, "prove the tables; exit code 1 where something does not hold"),
+        ("studies", _studies, "write one row a study of which a model has scored several objects, as Parquet"),
     ):
         found[name] = actions.add_parser(name, help=text, description=text)
         found[name].add_argument(
@@ -38,6 +39,8 @@ def add_tables_verb(verbs: Any, add_json: Callable[[argparse.ArgumentParser], No
         "--force", action="store_true", help="allow less than 24 hours; nothing may read or publish meanwhile"
     )
     found["history"].add_argument("--limit", type=int, metavar="N", help="the last N commits of each table")
+    found["studies"].add_argument("--bundle", required=True, metavar="URI", help="the model")
+    found["studies"].add_argument("--file", metavar="URI", help="where to write; OUTPUT/reports/MODEL-studies.parquet")
     found["verify"].add_argument("--run", dest="run_key", metavar="RUN_KEY", help="verify one run")
 
 
@@ -81,6 +84,14 @@ def _verify(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     lines = [f"{found.runs} runs looked at; {counted}."]
     lines += [f"FAILED {item.check}: {item.sentence()}" for item in found.findings] or ["All invariants hold."]
     return _finish(options, FAILED if found.findings else DONE, result, lines)
+
+
+def _studies(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    from medvision_ray.bundle import load_bundle
+    from medvision_ray.reporting.studies import write_studies
+
+    place, count = write_studies(options.output, load_bundle(options.bundle), options.file)
+    return _finish(options, DONE, {"file": place, "studies": count}, [f"{count} studies in {place}"])
 
 
 def _finish(

@@ -26,6 +26,7 @@ from medvision_ray.s3 import (
     exists_s3,
     meaning_of,
     put_s3,
+    read_range_s3,
     read_s3,
     s3_client,  # noqa: F401 - tests make their buckets with it
 )
@@ -116,14 +117,38 @@ def read_bytes(uri: str, *, max_bytes: int | None = None, etag: str | None = Non
     return retrying(read, place)
 
 
-def _read_local(path: str, max_bytes: int | None, etag: str | None) -> bytes:
+def read_start(uri: str, count: int, *, etag: str | None = None) -> bytes:
+    """The first `count` bytes of one object, fewer where it is shorter.
+
+    Args:
+        etag: refuse another version than the listed one, where the store can tell.
+
+    Raises:
+        StorageError: as `read_bytes`.
+    """
+    place = absolute(uri)
+    if scheme_of(place) == "s3":
+        return retrying(lambda: read_range_s3(place, f"0-{count - 1}", etag)[0], place)
+
+    def read() -> bytes:
+        fs, path = filesystem(place)
+        with fs.open_input_file(path) as stream:
+            data: bytes = stream.read(count)
+            return data
+
+    if scheme_of(place) == "file":
+        return retrying(lambda: _read_local(place, None, etag, count), place)
+    return retrying(read, place)
+
+
+def _read_local(path: str, max_bytes: int | None, etag: str | None, count: int = -1) -> bytes:
     if not stat.S_ISREG(os.stat(path).st_mode):  # before opening: a named pipe would wait for a writer
         raise StorageError("The object is not a regular file.", code="read_error")
     with open(path, "rb") as stream:
         info = os.fstat(stream.fileno())
         if max_bytes is not None and info.st_size > max_bytes:
             raise StorageError("The object is over the size limit.", code="too_large")
-        data = stream.read()
+        data = stream.read(count)
         if etag is not None and {local_etag(info), local_etag(os.fstat(stream.fileno()))} != {etag}:
             raise StorageError("The object changed since it was listed.", code="changed_while_reading")
     return data

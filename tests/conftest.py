@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pydicom
 import pytest
 
 from medvision_ray import storage
 from medvision_ray.bundle import Bundle, save_bundle
 from medvision_ray.config import ModelConfig, PreprocessConfig
 from medvision_ray.demo.archive import PhantomArchive, make_archive
+from medvision_ray.demo.encode import Subject, ct_dicom
+from medvision_ray.demo.phantom import draw_phantom
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -106,3 +112,46 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> PhantomArchive:
     """Twelve phantom patients and the six broken objects."""
     return make_archive(tmp_path_factory.mktemp("phantom"), patients=12)
+
+
+@pytest.fixture(scope="session")
+def phantom_series() -> Callable[..., list[bytes]]:
+    """Make a series of single CT slices of one phantom patient: `phantom_series(slices, **where)`, lowest slice first."""
+
+    def make(
+        slices: int,
+        *,
+        size: int = 64,
+        origin: tuple[float, float, float] = (-180.0, -150.0, 30.0),
+        orientation: tuple[float, ...] = (1, 0, 0, 0, 1, 0),
+        spacing: tuple[float, float] = (0.7, 0.9),
+        step: tuple[float, float, float] | None = None,
+        number: int = 1,
+        series: int = 0,
+    ) -> list[bytes]:
+        across, down = np.array(orientation[:3], float), np.array(orientation[3:], float)
+        shift = np.cross(across, down) * 2.5 if step is None else np.array(step)
+        subject = Subject(f"PHANTOM^{number}", f"PID-{number}", f"ACC-{number}", number, seed=7)
+        return [
+            _placed(_slice(subject, series, index, size), np.array(origin) + index * shift, orientation, spacing)
+            for index in range(slices)
+        ]
+
+    return make
+
+
+def _slice(subject: Subject, series: int, index: int, size: int) -> pydicom.FileDataset:
+    picture, _ = draw_phantom(np.random.default_rng([subject.number, series]), "CT", "nodule", size, frame=index)
+    data = pydicom.dcmread(BytesIO(ct_dicom(subject, index, picture, signed=False, compressed=False)))
+    data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = subject.uid("slice", series, index)
+    data.SeriesInstanceUID, data.FrameOfReferenceUID = subject.uid("volume", series), subject.uid("space", series)
+    data.SeriesNumber, data.InstanceNumber = series + 1, 100 - index  # against the order of places
+    return data
+
+
+def _placed(data: pydicom.FileDataset, origin: Any, orientation: Any, spacing: Any) -> bytes:
+    data.ImagePositionPatient, data.ImageOrientationPatient = [round(float(x), 6) for x in origin], list(orientation)
+    data.PixelSpacing = list(spacing)
+    out = BytesIO()
+    data.save_as(out)
+    return out.getvalue()

@@ -149,6 +149,11 @@ def test_a_value_without_meaning_in_a_configuration_is_refused(value: object) ->
         ({"freeze_epochs": 1}, "randomly initialised encoder"),
         ({"preprocess": {"color": "rgb"}}, "needs `model.in_channels: 3`"),
         (
+            {"preprocess": {"slices": 5}, "model": {"in_channels": 3}},
+            "`preprocess.slices: 5` needs `model.in_channels: 5`",
+        ),
+        ({"preprocess": {"slices": 3, "color": "rgb"}, "model": {"in_channels": 3}}, "needs `color: grey`"),
+        (
             {"labels": {"table": "t", "findings": ["a"]}, "loss": {"label_smoothing": 0.1}},
             "can't go with `labels.findings`",
         ),
@@ -182,6 +187,7 @@ def test_an_inventory_needs_both_or_neither_of_bundle_and_output(half: dict[str,
     [
         {"freeze_epochs": 19, "model": {"weights": "/w"}},
         {"preprocess": {"color": "rgb", "mean": [0.1, 0.2, 0.3], "std": [1.0, 1.0, 1.0]}, "model": {"in_channels": 3}},
+        {"preprocess": {"slices": 5, "mean": [0.5], "std": [0.5]}, "model": {"in_channels": 5}},
         {"model": {"weights": "imagenet", "allow_download": True}},
         {"labels": {"table": "t", "fractions": [0.1, 0.2, 0.7]}},
     ],

@@ -33,6 +33,8 @@ SCHEMA = pa.schema(
         pa.field("size", pa.int64()),
     ]
 )
+VOLUME_SCHEMA = SCHEMA.append(pa.field("members", pa.list_(pa.struct(list(SCHEMA)[1:]))))
+"""Columns of an inventory whose rows may be series: `members` are their objects in path order, null of an object by itself."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,14 @@ class Inventory:
     """A listing.
 
     Attributes:
-        objects: rows of `SCHEMA`, image_id distinct; of an archive in path order.
+        objects: rows of `SCHEMA`, of `VOLUME_SCHEMA` with `archive.volumes`; image_id distinct; of an archive in path order.
         excluded: objects that the include and exclude patterns took out, and those that another source than
             listing names outside the archive.
         already_done: objects left out because the model has committed them.
         retried: of the objects, those that failed before and are to be tried again.
         older: objects left out because they were last modified before `since`.
         duplicates: rows left out because a list named their object before.
+        volumes: series that were listed, each one row.
     """
 
     objects: pa.Table
@@ -55,6 +58,7 @@ class Inventory:
     retried: int = 0
     older: int = 0
     duplicates: int = 0
+    volumes: int = 0
 
 
 def image_id(uri: str, etag: str) -> int:
@@ -101,10 +105,30 @@ def list_archive(config: ArchiveConfig, names: Pseudonymiser | None = None) -> I
         )
     objects = _in_path_order(pa.Table.from_batches(parts, SCHEMA))
     distinct = _first_of_each_uri(objects)
+    duplicates = objects.num_rows - distinct.num_rows
+    if config.volumes:
+        distinct = _with_volumes(distinct, config.listing_threads)
     _assert_distinct(distinct)
     return Inventory(
-        distinct, excluded=chosen.excluded, older=chosen.older, duplicates=objects.num_rows - distinct.num_rows
+        distinct,
+        excluded=chosen.excluded,
+        older=chosen.older,
+        duplicates=duplicates,
+        volumes=distinct.num_rows - distinct["members"].null_count if config.volumes else 0,
     )
+
+
+def _with_volumes(objects: pa.Table, threads: int) -> pa.Table:
+    """Rows of `VOLUME_SCHEMA`, the slices of a series as one."""
+    from medvision_ray.archive.series import grouped  # loads the DICOM decoders
+
+    rows, members = grouped(objects, threads)
+    uris, etags = (pa.array([row[k] for row in rows], pa.string()) for k in (0, 1))
+    nested = [
+        [dict(zip(SCHEMA.names[1:], part, strict=True)) for part in group] if group else None for group in members
+    ]
+    columns = [pa.array(image_ids(uris, etags)), uris, etags, pa.array([row[2] for row in rows], pa.int64())]
+    return pa.table([*columns, pa.array(nested, VOLUME_SCHEMA.field("members").type)], schema=VOLUME_SCHEMA)
 
 
 def _source(config: ArchiveConfig) -> Iterator[pa.RecordBatch]:
@@ -236,4 +260,5 @@ def read_frozen(uri: str) -> Inventory:
     table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
     meta = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     counts = {name: int(meta.get(name, 0)) for name in _COUNTS}
-    return Inventory(table.select(SCHEMA.names).cast(SCHEMA), **counts)
+    schema = VOLUME_SCHEMA if "members" in table.schema.names else SCHEMA
+    return Inventory(table.select(schema.names).cast(schema), **counts)

@@ -27,8 +27,8 @@ class ModelConfig(Section):
 
     encoder: str = "mobilenet_v2"
     """Any encoder of segmentation_models_pytorch by name; `tu-NAME` for any timm backbone."""
-    in_channels: Literal[1, 3] = 1
-    """Channels the encoder sees; 1 sums the RGB weights of the first convolution, 3 repeats grey."""
+    in_channels: Literal[1, 3, 5] = 1
+    """Channels the encoder sees, as many as `preprocess.slices`; 1 sums the RGB weights of the first convolution, 3 repeats grey."""
     classification: bool = True
     """Have a classification head."""
     segmentation: bool = True
@@ -157,6 +157,9 @@ class TrainJob(Section):
             )
         if self.preprocess.color == "rgb" and self.model.in_channels == 1:
             raise ValueError("`preprocess.color: rgb` needs `model.in_channels: 3`")
+        if self.preprocess.slices > 1 and self.model.in_channels != self.preprocess.slices:
+            slices = self.preprocess.slices
+            raise ValueError(f"`preprocess.slices: {slices}` needs `model.in_channels: {slices}`")
         if self.labels.findings and self.loss.label_smoothing:
             raise ValueError("`loss.label_smoothing` is for single-label training and can't go with `labels.findings`")
         return self

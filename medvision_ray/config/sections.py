@@ -40,7 +40,9 @@ class ArchiveConfig(Section):
     limit: Positive | None = None
     """Take only the first N new objects in path order; for trials."""
     listing_threads: Annotated[int, Field(gt=0, le=32)] = 16
-    """Threads that list folders and prefixes, or ask for listed objects, at once."""
+    """Threads that list folders and prefixes, ask for listed objects, or read their headers, at once."""
+    volumes: bool = False
+    """Take the single CT, MR and PET slices of a series as one volume and one row; reads the header of every listed object."""
 
     @model_validator(mode="after")
     def _consistent(self) -> ArchiveConfig:
@@ -54,6 +56,10 @@ class ArchiveConfig(Section):
             parts = path.rstrip("/").split("/")
             if "://" in path or not all(parts) or {".", ".."} & set(parts):
                 raise ValueError(f"`prefix` must hold paths relative to `uri`, such as 2026/11, but one is {path!r}")
+        if self.since is not None and self.volumes:
+            raise ValueError(
+                "`since` can't go with `volumes`: it would cut a series where slices came at several times"
+            )
         if self.since is not None:
             try:
                 parse_since(self.since, datetime.now(timezone.utc))
@@ -73,6 +79,8 @@ class DecodeConfig(Section):
     """Most frames or slices in one object (`too_large`)."""
     max_decoded_bytes: Positive = 2 << 30
     """Most bytes that an object may decode or decompress to (`too_large`, `decompression_bomb`)."""
+    max_tiles: Positive = 65_536
+    """Most JPEG 2000 tiles in one frame (`decompression_bomb`)."""
     max_seconds: Annotated[float, Field(gt=0)] = 120.0
     """Longest time for reading, decoding and preparing one object (`timeout`)."""
     max_memory_bytes: Positive = 8 << 30
@@ -99,6 +107,8 @@ class PreprocessConfig(Section):
     """Rows and columns of the model's input in pixels; each a multiple of 32."""
     color: Literal["grey", "rgb"] = "grey"
     """`grey` takes Rec. 601 luma of colour images; `rgb` repeats grey images over three channels."""
+    slices: Literal[1, 3, 5] = 1
+    """Slices that the model sees at once as channels, the one that is scored in the middle (2.5D); edges repeat. Needs `color: grey`."""
     ct_window_hu: tuple[float, Annotated[float, Field(gt=0)]] | None = (40.0, 400.0)
     """Centre and width in HU for CT; null uses the file's own window, as for other modalities."""
     use_file_window: bool = True
@@ -122,16 +132,19 @@ class PreprocessConfig(Section):
     def _consistent(self) -> PreprocessConfig:
         if any(side % 32 for side in self.size):
             raise ValueError("`size` must be multiples of 32 (the encoder halves five times)")
+        if self.slices > 1 and self.color == "rgb":
+            raise ValueError("`slices` above 1 takes the channels for neighbouring slices and needs `color: grey`")
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, self.channels):
             raise ValueError(
-                f"`mean` and `std` must have the same length, 1 or {self.channels} with color={self.color}"
+                f"`mean` and `std` must have the same length, 1 or {self.channels} with color={self.color} "
+                f"and slices={self.slices}"
             )
         return self
 
     @property
     def channels(self) -> int:
-        """Channels of the prepared input: 1 for grey, 3 for rgb."""
-        return 3 if self.color == "rgb" else 1
+        """Channels of the prepared input: 3 for rgb, for grey as many as `slices`."""
+        return 3 if self.color == "rgb" else self.slices
 
 
 HeaderField = Literal[

@@ -1,5 +1,7 @@
 """One compressed DICOM frame to its stored samples: imagecodecs for the JPEG families, pylibjpeg-rle for RLE.
 
+Which codec decodes a transfer syntax is written here, once, and does not hang on what is installed.
+
 Frames are decoded here and not by pydicom's plugin registry, because that registry prefers
 python-gdcm where it is installed, swallows the reason of a failure and logs the exception's text.
 The corrections after the codec are pydicom's (pydicom/pixels/decoders/base.py).
@@ -7,6 +9,7 @@ The corrections after the codec are pydicom's (pydicom/pixels/decoders/base.py).
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from enum import Enum
 
@@ -26,6 +29,7 @@ class Family(str, Enum):
     JPEG_LS = "jpeg_ls"
     JPEG_2000 = "jpeg_2000"
     RLE = "rle"
+    DEFLATED = "deflated"
 
 
 FAMILIES: dict[str, Family] = {
@@ -43,6 +47,7 @@ FAMILIES: dict[str, Family] = {
     "1.2.840.10008.1.2.4.202": Family.JPEG_2000,
     "1.2.840.10008.1.2.4.203": Family.JPEG_2000,
     "1.2.840.10008.1.2.5": Family.RLE,
+    "1.2.840.10008.1.2.8.1": Family.DEFLATED,
 }
 """Supported compressed transfer syntaxes (DICOM PS3.5 A.4) and the codec of each."""
 
@@ -60,6 +65,8 @@ class FrameFormat:
         bits_stored: bits of a sample that count; the others may hold anything.
         signed: two's complement samples (PixelRepresentation 1).
         photometric: PhotometricInterpretation.
+        low_bit: bits below the sample, by the retired HighBit over BitsStored - 1; 0 in almost every file.
+        max_tiles: most JPEG 2000 tiles that a frame may have.
     """
 
     rows: int
@@ -69,6 +76,8 @@ class FrameFormat:
     bits_stored: int
     signed: bool
     photometric: str
+    low_bit: int = 0
+    max_tiles: int = 65_536
 
 
 def decode_frame(data: bytes, family: Family, expected: FrameFormat) -> tuple[NDArray[np.generic], bool]:
@@ -118,8 +127,9 @@ def _require_same_size(info: CodestreamInfo, expected: FrameFormat) -> None:
             coded_columns=info.columns,
             coded_samples=info.components,
         )
-    if info.tiles > _SMALLEST_TILE_PIXELS and info.tiles * _SMALLEST_TILE_PIXELS > info.rows * info.columns:
-        raise DecodeError(ErrorCode.DECOMPRESSION_BOMB, tiles=info.tiles)
+    tiny = info.tiles > _SMALLEST_TILE_PIXELS and info.tiles * _SMALLEST_TILE_PIXELS > info.rows * info.columns
+    if tiny or info.tiles > expected.max_tiles:
+        raise DecodeError(ErrorCode.DECOMPRESSION_BOMB, tiles=info.tiles, limit=expected.max_tiles)
 
 
 def _decode_jpeg(data: bytes, info: CodestreamInfo, expected: FrameFormat) -> tuple[NDArray[np.generic], bool]:
@@ -133,20 +143,41 @@ def _decode_jpeg(data: bytes, info: CodestreamInfo, expected: FrameFormat) -> tu
     return imagecodecs.jpeg8_decode(data, outcolorspace="RGB"), False
 
 
+def inflate_frame(data: bytes, expected: FrameFormat) -> bytes:
+    """One frame of the Deflated Image Frame syntax as native little-endian bytes (DICOM PS3.5 A.4.12).
+
+    Raises:
+        DecodeError: TRUNCATED where there are fewer bytes than the header says; more are never inflated.
+    """
+    length = -(-expected.rows * expected.columns * expected.samples * expected.bits_allocated // 8)
+    native = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, length)
+    if len(native) < length:
+        raise DecodeError(ErrorCode.TRUNCATED, expected_bytes=length, actual_bytes=len(native))
+    return native
+
+
 def _decode_rle(data: bytes, expected: FrameFormat) -> tuple[NDArray[np.generic], bool]:
+    if expected.bits_allocated == 1:
+        return _decode_rle_bits(data, expected), False
     # pylibjpeg-rle panics on some corrupt data; PanicException is no Exception, decode.decode catches it.
     raw = decode_rle(
         data, version=2, rows=expected.rows, columns=expected.columns, bits_allocated=expected.bits_allocated
     )
-    unsigned = np.frombuffer(raw, dtype=f"<u{max(expected.bits_allocated // 8, 1)}")
+    unsigned = np.frombuffer(raw, dtype=f"<u{expected.bits_allocated // 8}")
     pixels = expected.rows * expected.columns
     if unsigned.size != pixels * expected.samples:
         raise DecodeError(ErrorCode.DIMENSION_MISMATCH, decoded_samples=unsigned.size)
     planes = unsigned.reshape(expected.samples, expected.rows, expected.columns)
     frame = planes[0] if expected.samples == 1 else np.moveaxis(planes, 0, -1)
-    if expected.bits_allocated > 1:
-        frame = clear_unused_bits(frame, expected.bits_stored, expected.signed)
-    return frame, expected.photometric.startswith("YBR_FULL")
+    return shift_to_stored(frame, expected), expected.photometric.startswith("YBR_FULL")
+
+
+def _decode_rle_bits(data: bytes, expected: FrameFormat) -> NDArray[np.generic]:
+    """Samples of one bit, which RLE packs eight to a byte over the whole frame."""
+    pixels = expected.rows * expected.columns
+    packed = decode_rle(data, version=2, rows=1, columns=-(-pixels // 8), bits_allocated=8)
+    bits = np.unpackbits(np.frombuffer(packed, np.uint8), count=pixels, bitorder="little")
+    return bits.reshape(expected.rows, expected.columns)
 
 
 def _as_stored(
@@ -161,6 +192,13 @@ def _as_stored(
     else:
         bits = expected.bits_stored
     return clear_unused_bits(frame, bits, expected.signed)
+
+
+def shift_to_stored(frame: NDArray[np.generic], expected: FrameFormat) -> NDArray[np.generic]:
+    """Native samples as stored values: bits below the sample dropped, those above cleared."""
+    if expected.low_bit:
+        frame = np.right_shift(frame.view(np.dtype(f"u{frame.itemsize}")), expected.low_bit)
+    return clear_unused_bits(frame, expected.bits_stored, expected.signed)
 
 
 def clear_unused_bits(frame: NDArray[np.generic], bits: int, signed: bool) -> NDArray[np.generic]:

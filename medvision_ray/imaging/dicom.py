@@ -15,7 +15,8 @@ from pydicom.uid import UID
 
 from medvision_ray.config import DecodeConfig
 from medvision_ray.imaging.burned_in import may_contain_text
-from medvision_ray.imaging.dicom_display import read_display, read_spacing
+from medvision_ray.imaging.dicom_display import read_display
+from medvision_ray.imaging.dicom_geometry import read_geometry, read_spacing
 from medvision_ray.imaging.dicom_header import element, read_pixel_header, text
 from medvision_ray.imaging.dicom_pixels import read_pixels
 from medvision_ray.imaging.errors import DecodeError, ErrorCode
@@ -30,6 +31,8 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)
 warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
 
 _DEFLATED = "1.2.840.10008.1.2.1.99"
+_USUAL_RATIO = 8
+_COUNTED_BYTES = 1 << 20
 _PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _PIXEL_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
 _WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
@@ -44,14 +47,17 @@ _NOT_PICTURES = frozenset(
 _WANTED = (
     "SOPClassUID Modality PatientID IssuerOfPatientID StudyInstanceUID SeriesInstanceUID SamplesPerPixel "
     "PhotometricInterpretation PlanarConfiguration NumberOfFrames Rows Columns BitsAllocated BitsStored "
-    "PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit PixelSpacing ImagerPixelSpacing "
-    "NominalScannedPixelSpacing RescaleIntercept RescaleSlope WindowCenter WindowWidth VOILUTFunction "
-    "ModalityLUTSequence VOILUTSequence PresentationLUTShape RedPaletteColorLookupTableDescriptor "
-    "GreenPaletteColorLookupTableDescriptor BluePaletteColorLookupTableDescriptor RedPaletteColorLookupTableData "
-    "GreenPaletteColorLookupTableData BluePaletteColorLookupTableData SegmentedRedPaletteColorLookupTableData "
-    "SegmentedGreenPaletteColorLookupTableData SegmentedBluePaletteColorLookupTableData "
-    "SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence PixelData FloatPixelData DoubleFloatPixelData "
-    "BurnedInAnnotation ImageType ConversionType"
+    "HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit FloatPixelPaddingValue "
+    "FloatPixelPaddingRangeLimit DoubleFloatPixelPaddingValue DoubleFloatPixelPaddingRangeLimit "
+    "PixelSpacing ImagerPixelSpacing NominalScannedPixelSpacing RescaleIntercept RescaleSlope RescaleType "
+    "WindowCenter WindowWidth VOILUTFunction ModalityLUTSequence VOILUTSequence PresentationLUTShape "
+    "RedPaletteColorLookupTableDescriptor GreenPaletteColorLookupTableDescriptor BluePaletteColorLookupTableDescriptor "
+    "RedPaletteColorLookupTableData GreenPaletteColorLookupTableData BluePaletteColorLookupTableData "
+    "SegmentedRedPaletteColorLookupTableData SegmentedGreenPaletteColorLookupTableData "
+    "SegmentedBluePaletteColorLookupTableData ImageType PixelSpacingCalibrationType ImagePositionPatient "
+    "ImageOrientationPatient FrameOfReferenceUID SharedFunctionalGroupsSequence "
+    "PerFrameFunctionalGroupsSequence PixelData FloatPixelData DoubleFloatPixelData "
+    "BurnedInAnnotation ConversionType"
 )
 _TAGS: list[int | str | tuple[int, int]] = [int(pydicom.tag.Tag(keyword)) for keyword in _WANTED.split()]
 _FIELD_TAGS = [*_TAGS, *(int(pydicom.tag.Tag(keyword)) for keyword in FIELD_KEYWORDS)]
@@ -79,11 +85,16 @@ def decode_dicom(data: bytes, config: DecodeConfig, pseudonymiser: Pseudonymiser
     display, frame_display = read_display(dataset, header, modality)
     colour = header.frame.samples > 1 or header.frame.photometric == "PALETTE COLOR"
     suspect = may_contain_text(dataset, modality, text(dataset, "SOPClassUID"), colour=colour)
+    spacing, spacing_source = read_spacing(dataset, modality)
+    geometry, slice_order = read_geometry(dataset, header.frames)
     return MedicalImage(
         pixels=read_pixels(dataset, header),
         modality=modality,
         display=display,
-        spacing_mm=read_spacing(dataset, modality),
+        spacing_mm=spacing,
+        spacing_source=spacing_source,
+        geometry=geometry,
+        slice_order=slice_order,
         frame_display=frame_display,
         keys=_subject_keys(dataset, pseudonymiser),
         header=read_header_fields(dataset, pseudonymiser, may_contain_text=suspect),
@@ -131,8 +142,21 @@ def _meta_header(data: bytes) -> tuple[str, int]:
 
 
 def _inflate(compressed: memoryview, limit: int) -> bytes:
+    """Inflate a data set of at most `limit` bytes.
+
+    Past the usual ratio the rest is counted before any of it is kept: a bomb costs time, never memory.
+    """
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    inflated = inflater.decompress(compressed, limit + 1)
+    inflated = inflater.decompress(compressed, _USUAL_RATIO * len(compressed) + 1)
+    if inflater.unconsumed_tail:
+        counter, total, tail = inflater.copy(), len(inflated), inflater.unconsumed_tail
+        while tail and not counter.eof and total <= limit:
+            total += len(counter.decompress(tail, _COUNTED_BYTES))
+            tail = counter.unconsumed_tail
+        if total <= limit:
+            inflated += inflater.decompress(inflater.unconsumed_tail)
+        else:
+            raise DecodeError(ErrorCode.DECOMPRESSION_BOMB, limit_bytes=limit)
     if len(inflated) > limit:
         raise DecodeError(ErrorCode.DECOMPRESSION_BOMB, limit_bytes=limit)
     if not inflater.eof:

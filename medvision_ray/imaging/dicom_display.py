@@ -1,4 +1,4 @@
-"""What a DICOM object says of its display and its spacing, top level and functional groups."""
+"""What a DICOM object says of its display, top level and functional groups."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from pydicom.dataset import Dataset
 
 from medvision_ray.imaging.dicom_header import PixelHeader, element, items, numbers, text
 from medvision_ray.imaging.image import Display, LookupTable, VoiFunction, Window
-
-_PROJECTION = ("CR", "DX", "IO", "MG", "PX", "RF", "RG", "XA")
 
 
 def read_display(dataset: Dataset, header: PixelHeader, modality: str) -> tuple[Display, tuple[Display, ...]]:
@@ -31,29 +29,6 @@ def read_display(dataset: Dataset, header: PixelHeader, modality: str) -> tuple[
     return frames[0], frames if any(_differs(frames[0], other) for other in frames[1:]) else ()
 
 
-def read_spacing(dataset: Dataset, modality: str) -> tuple[float, float] | None:
-    """Distance between rows and between columns in mm, where it holds in the patient (DICOM PS3.3 10.7.1.1, .3).
-
-    ImagerPixelSpacing is at the detector, and so is a PixelSpacing that merely repeats it; the
-    nominal spacing of a film scanner stands in where there is none.
-    """
-    spacing = _pair(dataset, "PixelSpacing")
-    if spacing is None:
-        for group in ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"):
-            measures = [m for item in items(dataset, group)[:1] for m in items(item, "PixelMeasuresSequence")]
-            spacing = spacing or (_pair(measures[0], "PixelSpacing") if measures else None)
-    if spacing is None:
-        return _pair(dataset, "NominalScannedPixelSpacing")
-    if modality in _PROJECTION and spacing == _pair(dataset, "ImagerPixelSpacing"):
-        return None
-    return spacing
-
-
-def _pair(dataset: Dataset, keyword: str) -> tuple[float, float] | None:
-    values = numbers(dataset, keyword)
-    return (values[0], values[1]) if len(values) == 2 and min(values) > 0 else None
-
-
 def _differs(one: Display, other: Display) -> bool:
     if one.modality_lut is not None or one.voi_lut is not None or other.modality_lut or other.voi_lut:
         return True  # tables do not compare; taking them as different only costs the shortcut
@@ -62,28 +37,36 @@ def _differs(one: Display, other: Display) -> bool:
 
 def _display(places: tuple[Dataset, ...], dataset: Dataset, header: PixelHeader, modality: str) -> Display:
     rescale = _first(places, "PixelValueTransformationSequence", "RescaleSlope")
-    voi = _first(places, "FrameVOILUTSequence", "WindowCenter")
+    voi = _first(places, "FrameVOILUTSequence", "WindowCenter", "VOILUTSequence")
     signed = header.frame.signed
     slope = (numbers(rescale, "RescaleSlope") or (1.0,))[0]
     intercept = (numbers(rescale, "RescaleIntercept") or (0.0,))[0]
     shape = text(dataset, "PresentationLUTShape").upper()
+    modality_lut = _lookup_table(dataset, "ModalityLUTSequence", header, signed)
     return Display(
         slope=slope or 1.0,  # a slope of 0 would erase the image
         intercept=intercept,
-        modality_lut=_lookup_table(dataset, "ModalityLUTSequence", header, signed),
+        modality_lut=modality_lut,
         window=_window(voi),
-        voi_lut=_lookup_table(dataset, "VOILUTSequence", header, signed or intercept < 0),
+        voi_lut=_lookup_table(voi, "VOILUTSequence", header, signed or intercept < 0),
+        hounsfield=modality == "CT" and modality_lut is None and _in_hounsfield(rescale),
         invert=shape == "INVERSE" or (not shape and header.frame.photometric == "MONOCHROME1"),
         padding=_padding(dataset, header),
     )
 
 
-def _first(places: tuple[Dataset, ...], sequence: str, keyword: str) -> Dataset:
+def _first(places: tuple[Dataset, ...], sequence: str, *keywords: str) -> Dataset:
     for place in places[:-1]:
         for item in items(place, sequence)[:1]:
-            if keyword in item:
+            if any(keyword in item for keyword in keywords):
                 return item
     return places[-1]
+
+
+def _in_hounsfield(rescale: Dataset) -> bool:
+    """Whether a CT's modality values are HU: rescaled, and not said to be of another unit (DICOM PS3.3 C.11.1.1.2)."""
+    unit = text(rescale, "RescaleType").upper()
+    return "RescaleSlope" in rescale and unit in ("", "HU", "HU_MOD")
 
 
 def _window(dataset: Dataset) -> Window | None:
@@ -124,12 +107,16 @@ def _entries(data: Any, big_endian: bool) -> np.ndarray[Any, np.dtype[np.uint16]
         return None
 
 
-def _padding(dataset: Dataset, header: PixelHeader) -> tuple[int, int] | None:
+def _padding(dataset: Dataset, header: PixelHeader) -> tuple[float, float] | None:
     """PixelPaddingValue up to PixelPaddingRangeLimit, in stored values (DICOM PS3.3 C.7.5.1.1.2)."""
-    value = numbers(dataset, "PixelPaddingValue")
-    if not value or header.keyword != "PixelData":
+    prefix = header.keyword.removesuffix("Data").removesuffix("Pixel")  # Float, DoubleFloat or nothing
+    value = numbers(dataset, f"{prefix}PixelPaddingValue")
+    limit = numbers(dataset, f"{prefix}PixelPaddingRangeLimit") or value
+    if not value:
         return None
-    ends = [int(x) for x in (value[0], (numbers(dataset, "PixelPaddingRangeLimit") or value)[0])]
+    if prefix:
+        return min(value[0], limit[0]), max(value[0], limit[0])
+    ends = [int(value[0]), int(limit[0])]
     half = 1 << (header.frame.bits_allocated - 1)
     for index, end in enumerate(ends):  # written with the other VR of US or SS
         if header.frame.signed and end >= half:

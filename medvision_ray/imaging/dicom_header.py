@@ -89,6 +89,8 @@ def read_pixel_header(dataset: Dataset, syntax: str, config: DecodeConfig) -> Pi
             bits_stored=stored,
             signed=keyword == "PixelData" and integer(dataset, "PixelRepresentation", 0) == 1,
             photometric=_photometric(dataset, samples, keyword),
+            low_bit=_low_bit(dataset, bits, stored) if keyword == "PixelData" else 0,
+            max_tiles=config.max_tiles,
         ),
         frames=frames,
         keyword=keyword,
@@ -187,6 +189,12 @@ def _family(dataset: Dataset, syntax: str) -> Family | None:
         return None
     known = syntax if UID(syntax).name != syntax else "unknown"  # only one out of the standard's list is told
     raise DecodeError(ErrorCode.UNSUPPORTED_ENCODING, transfer_syntax=known)
+
+
+def _low_bit(dataset: Dataset, allocated: int, stored: int) -> int:
+    """Where the sample starts: HighBit may be over BitsStored - 1 in old objects (retired; DICOM PS3.5 8.1.1)."""
+    high = int((numbers(dataset, "HighBit") or (stored - 1,))[0])
+    return high + 1 - stored if stored - 1 < high < allocated else 0
 
 
 def _photometric(dataset: Dataset, samples: int, keyword: str) -> str:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
-from pydicom.pixels.processing import apply_color_lut, convert_color_space
+from pydicom.pixels.processing import convert_color_space
 
-from medvision_ray.imaging.codecs import FrameFormat, clear_unused_bits, decode_frame
+from medvision_ray.imaging.codecs import Family, decode_frame, inflate_frame, shift_to_stored
 from medvision_ray.imaging.dicom_header import PixelHeader
 from medvision_ray.imaging.errors import DecodeError, ErrorCode
+from medvision_ray.imaging.palette import read_palette
 
 Pixels = NDArray[np.generic]
 
@@ -30,7 +32,7 @@ def read_pixels(dataset: Dataset, header: PixelHeader) -> Pixels:
         DecodeError: TRUNCATED, DIMENSION_MISMATCH, CORRUPT, DECOMPRESSION_BOMB.
     """
     if header.frame.photometric == "PALETTE COLOR":
-        table = _palette(dataset, header.frame)
+        table = read_palette(dataset, header.frame, header.big_endian)
         stored = read_stored(dataset, header)
         return np.asarray(table[stored.view(f"u{stored.itemsize}") & (len(table) - 1)])
     stored = read_stored(dataset, header)
@@ -51,7 +53,7 @@ def read_stored(dataset: Dataset, header: PixelHeader) -> Pixels:
     data = dataset[header.keyword].value
     if not isinstance(data, bytes):
         raise DecodeError(ErrorCode.NO_PIXELS)
-    frames = _native(dataset, data, header) if header.family is None else _compressed(data, header)
+    frames = _native(dataset, data, header) if header.family is None else _compressed(dataset, data, header)
     if isinstance(frames, np.ndarray):
         return frames
     first = next(frames)
@@ -66,7 +68,7 @@ def read_stored(dataset: Dataset, header: PixelHeader) -> Pixels:
     return pixels
 
 
-def _compressed(data: bytes, header: PixelHeader) -> Iterator[Pixels]:
+def _compressed(dataset: Dataset, data: bytes, header: PixelHeader) -> Iterator[Pixels]:
     assert header.family is not None
     if data[:4] != _ITEM_TAG:
         raise DecodeError(ErrorCode.CORRUPT, expected="encapsulated_pixels")
@@ -75,6 +77,10 @@ def _compressed(data: bytes, header: PixelHeader) -> Iterator[Pixels]:
         source = next(encoded, None)
         if source is None:
             raise DecodeError(ErrorCode.TRUNCATED, frames=header.frames, found=index)
+        if header.family is Family.DEFLATED:
+            single = replace(header, frames=1, family=None)
+            yield next(iter(_native(dataset, inflate_frame(source, header.frame), single)))
+            continue
         frame, ybr = decode_frame(source, header.family, header.frame)
         yield _ybr_to_rgb(frame) if ybr else frame
 
@@ -109,9 +115,9 @@ def _samples(dataset: Dataset, data: bytes, header: PixelHeader, count: int) -> 
         return _machine_order(np.frombuffer(data, f"{'>' if header.big_endian else '<'}f{size}", count))
     if header.big_endian and size == 1 and dataset[header.keyword].VR == "OW":
         words = np.frombuffer(data, np.uint16, len(data) // 2)  # bytes lie swapped in 16-bit words
-        return clear_unused_bits(words.byteswap().view(np.uint8)[:count], header.frame.bits_stored, header.frame.signed)
+        return shift_to_stored(words.byteswap().view(np.uint8)[:count], header.frame)
     values = np.frombuffer(data, f"{'>' if header.big_endian else '<'}u{size}", count)
-    return clear_unused_bits(_machine_order(values), header.frame.bits_stored, header.frame.signed)
+    return shift_to_stored(_machine_order(values), header.frame)
 
 
 def _machine_order(values: Pixels) -> Pixels:
@@ -134,15 +140,3 @@ def _ybr_422(samples: Pixels, header: PixelHeader) -> Iterator[Pixels]:
 def _ybr_to_rgb(frame: Pixels) -> Pixels:
     rgb: Pixels = convert_color_space(frame.copy(), "YBR_FULL", "RGB")
     return rgb
-
-
-def _palette(dataset: Dataset, frame: FrameFormat) -> NDArray[np.uint8]:
-    """The palette as one table over all indices, shape `(2 ** bits_stored, 3)` (DICOM PS3.3 C.7.6.3.1.5, .6)."""
-    if frame.bits_stored > 16 or frame.bits_allocated == 1:
-        raise DecodeError(ErrorCode.UNSUPPORTED_ENCODING, bits_stored=frame.bits_stored)
-    size = 1 << frame.bits_stored
-    kind = f"{'i' if frame.signed else 'u'}{frame.bits_allocated // 8}"
-    colours = apply_color_lut(np.arange(size).astype(kind), dataset)[..., :3]
-    if colours.dtype.itemsize > 1 and int(colours.max()) > 255:
-        colours = colours >> 8
-    return np.ascontiguousarray(colours.astype(np.uint8))

@@ -37,6 +37,13 @@ class ErrorCode(str, Enum):
     CORRUPT = "corrupt"
     UNSUPPORTED_ENCODING = "unsupported_encoding"
     UNSUPPORTED_SHAPE = "unsupported_shape"
+    MISSING_POSITION = "missing_position"
+    DUPLICATE_POSITION = "duplicate_position"
+    SLICE_GAP = "slice_gap"
+    GANTRY_TILT = "gantry_tilt"
+    MIXED_ORIENTATION = "mixed_orientation"
+    MIXED_SIZES = "mixed_sizes"
+    MIXED_FRAMES_OF_REFERENCE = "mixed_frames_of_reference"
     DECOMPRESSION_BOMB = "decompression_bomb"
     OUT_OF_MEMORY = "out_of_memory"
     TIMEOUT = "timeout"
@@ -61,6 +68,13 @@ SENTENCES: dict[ErrorCode, str] = {
     ErrorCode.CORRUPT: "The object is damaged: its content could not be decoded.",
     ErrorCode.UNSUPPORTED_ENCODING: "The pixel encoding is not supported.",
     ErrorCode.UNSUPPORTED_SHAPE: "The image has more dimensions or other samples than the configuration accepts.",
+    ErrorCode.MISSING_POSITION: "A slice of the series has no usable position, orientation or pixel spacing.",
+    ErrorCode.DUPLICATE_POSITION: "Several slices of the series lie at the same place.",
+    ErrorCode.SLICE_GAP: "The slices of the series are not evenly spaced: some are missing, or the step changes.",
+    ErrorCode.GANTRY_TILT: "The slices of the series are shifted sideways against one another, as by a tilted gantry.",
+    ErrorCode.MIXED_ORIENTATION: "The slices of the series are not parallel.",
+    ErrorCode.MIXED_SIZES: "The slices of the series differ in rows, columns, colour or pixel spacing.",
+    ErrorCode.MIXED_FRAMES_OF_REFERENCE: "The slices of the series do not share one frame of reference.",
     ErrorCode.DECOMPRESSION_BOMB: "The object would decompress to more than the configured limit.",
     ErrorCode.OUT_OF_MEMORY: "Decoding needed more memory than the configured limit.",
     ErrorCode.TIMEOUT: "The object took longer than the configured limit.",

@@ -8,6 +8,7 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
+from medvision_ray.imaging.geometry import Geometry, SpacingSource
 from medvision_ray.imaging.header_fields import HeaderFields
 
 
@@ -55,6 +56,8 @@ class Display:
         voi_lut: the file's first VOI LUT; wins over `window` where present.
         invert: low values are bright (MONOCHROME1, or PresentationLUTShape INVERSE); applied last.
         padding: inclusive range of stored values that are padding, not tissue.
+        hounsfield: a CT's modality values are HU, so that a window in HU fits them; False where the
+            file has no rescale, a modality LUT, or a RescaleType of another unit.
     """
 
     slope: float = 1.0
@@ -63,7 +66,8 @@ class Display:
     window: Window | None = None
     voi_lut: LookupTable | None = None
     invert: bool = False
-    padding: tuple[int, int] | None = None
+    padding: tuple[float, float] | None = None
+    hounsfield: bool = True
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,12 @@ class MedicalImage:
             type, or `(frames, rows, columns, 3)` uint8 RGB.
         modality: DICOM modality code (`CT`, `MR`, `DX`, ...), or `OT` where the format names none.
         display: the file's own display chain.
-        spacing_mm: distance between rows and between columns in mm, None where it is not known
-            to be true in the patient.
+        spacing_mm: distance between rows and between columns in mm; `spacing_source` says where it holds.
+        spacing_source: where it comes from; `true_in_patient` where areas may be computed with it.
+        geometry: where the pixels lie, slices in `slice_order` (of a single slice: as it is); None where
+            that is not known.
+        slice_order: frames from the lowest to the highest along the slices' normal, where they are an
+            even stack of slices; else empty, and frames are no neighbours of one another.
         frame_display: one `Display` a frame where frames differ (enhanced multi-frame), else empty.
         keys: keyed pseudonyms.
         header: what else of the header may enter tables.
@@ -96,6 +104,9 @@ class MedicalImage:
     modality: str = "OT"
     display: Display = field(default_factory=Display)
     spacing_mm: tuple[float, float] | None = None
+    spacing_source: SpacingSource = SpacingSource.NONE
+    geometry: Geometry | None = None
+    slice_order: tuple[int, ...] = ()
     frame_display: tuple[Display, ...] = ()
     keys: SubjectKeys = field(default_factory=SubjectKeys)
     header: HeaderFields = field(default_factory=HeaderFields)

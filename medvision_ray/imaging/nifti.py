@@ -12,12 +12,13 @@ import zlib
 
 import nibabel
 import numpy as np
-from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from numpy.typing import NDArray
 
 from medvision_ray.config import DecodeConfig
 from medvision_ray.imaging.dicom_header import require_size
 from medvision_ray.imaging.errors import DecodeError, ErrorCode
+from medvision_ray.imaging.geometry import LPS_TO_RAS, Floats, Geometry, SpacingSource, geometry_of_affine
 from medvision_ray.imaging.header_fields import HeaderFields
 from medvision_ray.imaging.image import Display, MedicalImage
 
@@ -64,13 +65,17 @@ def decode_nifti(data: bytes, config: DecodeConfig) -> MedicalImage:
     if offset + voxels * itemsize > max(config.max_decoded_bytes, len(data)):
         raise DecodeError(ErrorCode.DECOMPRESSION_BOMB, limit=config.max_decoded_bytes)
     raw = _content(data, offset + voxels * itemsize, whole=volume == volumes - 1)
-    grid = _axial(_voxels(raw, offset, shape[:3], code, header.endianness), header)
+    turn = _to_target(header)
+    grid = _axial(_voxels(raw, offset, shape[:3], code, header.endianness), turn)
     require_size(config, grid.shape[1], grid.shape[2], grid.shape[0], itemsize)
     return MedicalImage(
         pixels=np.ascontiguousarray(grid),
         modality="OT",
         display=_display(header, code),
-        spacing_mm=_spacing(header),
+        spacing_mm=_spacing(header, turn),
+        spacing_source=SpacingSource.AFFINE,
+        geometry=_geometry(header, turn, shape[:3]),
+        slice_order=tuple(range(len(grid))),
         header=HeaderFields(may_contain_text=code in (_RGB, _RGBA)),
         source_format="nifti",
     )
@@ -158,13 +163,13 @@ def _voxels(raw: bytes, offset: int, shape: tuple[int, ...], code: int, endianne
     return values.astype(values.dtype.newbyteorder("="), copy=False).reshape(shape[::-1]).T
 
 
-def _axial(voxels: NDArray[np.generic], header: nibabel.Nifti1Header) -> NDArray[np.generic]:
+def _axial(voxels: NDArray[np.generic], turn: Floats) -> NDArray[np.generic]:
     """Reorder `(i, j, k, ...)` to `(frames, rows, columns, ...)`."""
-    oriented = nibabel.apply_orientation(voxels, _to_target(header))
-    return np.swapaxes(oriented, 0, 2)
+    return np.swapaxes(nibabel.apply_orientation(voxels, turn), 0, 2)
 
 
-def _to_target(header: nibabel.Nifti1Header) -> NDArray[np.float64]:
+def _to_target(header: nibabel.Nifti1Header) -> Floats:
+    """How the file's axes are permuted and flipped, in nibabel's form: target axis and direction of each, `(3, 2)`."""
     affine = header.get_best_affine()
     if not np.isfinite(affine).all():
         raise DecodeError(ErrorCode.BAD_HEADER, field="affine")
@@ -181,11 +186,23 @@ def _display(header: nibabel.Nifti1Header, code: int) -> Display:
     return Display(slope=slope, intercept=intercept if math.isfinite(intercept) else 0.0)
 
 
-def _spacing(header: nibabel.Nifti1Header) -> tuple[float, float] | None:
+def _geometry(header: nibabel.Nifti1Header, turn: Floats, shape: tuple[int, ...]) -> Geometry | None:
+    """Where the reordered voxels lie; None where the file does not say (neither sform nor qform is set)."""
+    if int(header["sform_code"]) <= 0 and int(header["qform_code"]) <= 0:
+        return None
+    affine_ras = header.get_best_affine() @ inv_ornt_aff(turn, shape)
+    affine_ras[:3] *= _unit_mm(header)
+    return geometry_of_affine(LPS_TO_RAS @ affine_ras, single=shape[int(np.argmax(turn[:, 0]))] == 1)
+
+
+def _spacing(header: nibabel.Nifti1Header, turn: Floats) -> tuple[float, float]:
     """Row and column spacing in mm after reordering, from the header's affine."""
-    unit = {1: 1000.0, 3: 0.001}.get(int(header["xyzt_units"]) & 7, 1.0)
-    sides = np.sqrt((header.get_best_affine()[:3, :3] ** 2).sum(axis=0)) * unit
+    sides = np.sqrt((header.get_best_affine()[:3, :3] ** 2).sum(axis=0)) * _unit_mm(header)
     placed = np.empty(3)
-    placed[_to_target(header)[:, 0].astype(int)] = sides
-    row, column = float(placed[1]), float(placed[0])
-    return (row, column) if row > 0 and column > 0 else None
+    placed[turn[:, 0].astype(int)] = sides
+    return float(placed[1]), float(placed[0])
+
+
+def _unit_mm(header: nibabel.Nifti1Header) -> float:
+    """The header's unit of length; mm where it names none, as everywhere."""
+    return {1: 1000.0, 3: 0.001}.get(int(header["xyzt_units"]) & 7, 1.0)

@@ -18,7 +18,7 @@ from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
 from medvision_ray.imaging.grid import GridTransform, fit
 from medvision_ray.imaging.image import MedicalImage, Window
 
-VERSION = 1
+VERSION = 2
 """Raise it with every change of code that changes a prepared pixel: it is part of `preprocess_id`."""
 
 _TV_WEIGHT = 0.1
@@ -31,7 +31,8 @@ class ModelInput:
 
     Attributes:
         pixels: shape `(frames, channels, H, W)`, 0 is black and 255 white; mean and standard
-            deviation are not applied yet.
+            deviation are not applied yet. With `slices` above 1 the channels are a frame's
+            neighbours, from the lower to the higher one, with the frame itself in the middle.
         transform: the way back to the image's grid, the same for all frames.
     """
 
@@ -42,7 +43,7 @@ class ModelInput:
 def prepare(image: MedicalImage, config: PreprocessConfig) -> ModelInput:
     """Prepare all frames of an image.
 
-    CT from DICOM takes `config.ct_window_hu`; other grey images the file's VOI LUT or window, else
+    CT in HU takes `config.ct_window_hu`; other grey images the file's VOI LUT or window, else
     percentiles over the whole object; 8-bit raster images and colour are shown as they are.
 
     Raises:
@@ -58,22 +59,41 @@ def prepare(image: MedicalImage, config: PreprocessConfig) -> ModelInput:
 
 def preprocess_id(config: PreprocessConfig) -> str:
     """12 hex digits that change with every option and with `VERSION`; written in every prediction row."""
-    content = json.dumps(
-        {"version": VERSION, **config.model_dump(mode="json")}, sort_keys=True, separators=(",", ":"), allow_nan=False
-    )
+    options = config.model_dump(mode="json")
+    if config.slices == 1:  # the option came later; what it leaves alone keeps its id
+        del options["slices"]
+    content = json.dumps({"version": VERSION, **options}, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
 def _prepare(image: MedicalImage, config: PreprocessConfig) -> ModelInput:
     transform = fit(image.shape, config.size, keep_aspect=config.resize == "pad")
-    pixels = np.zeros((image.frames, config.channels, *config.size), dtype=np.uint8)
+    own = config.channels if config.slices == 1 else 1
+    pixels = np.zeros((image.frames, own, *config.size), dtype=np.uint8)
     rows = slice(transform.top, transform.top + transform.height)
     columns = slice(transform.left, transform.left + transform.width)
     for index, shown in enumerate(_shown_frames(image, config)):
         frame = _equalise(_denoise(_in_colour(shown, config), config), config)
         resized = _to_uint8(_resize(frame, transform, config))
         pixels[index, :, rows, columns] = resized if resized.ndim == 2 else np.moveaxis(resized, -1, 0)
+    if config.slices > 1:
+        pixels = pixels[:, 0][_neighbours(image, config.slices)]
     return ModelInput(pixels, transform)
+
+
+def _neighbours(image: MedicalImage, slices: int) -> NDArray[np.intp]:
+    """The frames that each frame's channels are, shape `(frames, slices)`.
+
+    Neighbours in space, not in the file. At the edge of a stack the edge is repeated; a frame of no
+    stack (a single image, a cine loop, several stacks in one object) has only itself.
+    """
+    if len(image.slice_order) != image.frames:
+        return np.repeat(np.arange(image.frames)[:, None], slices, axis=1)
+    order = np.array(image.slice_order, dtype=np.intp)
+    around = np.arange(slices) - slices // 2
+    found = np.empty((image.frames, slices), dtype=np.intp)
+    found[order] = order[np.clip(np.arange(image.frames)[:, None] + around, 0, image.frames - 1)]
+    return found
 
 
 def _shown_frames(image: MedicalImage, config: PreprocessConfig) -> Iterator[NDArray[Any]]:
@@ -81,7 +101,7 @@ def _shown_frames(image: MedicalImage, config: PreprocessConfig) -> Iterator[NDA
     fixed: Window | Bounds | None = None
     if image.source_format not in ("dicom", "nifti") and image.pixels.dtype == np.uint8:
         fixed = Bounds(0.0, 255.0)
-    elif image.modality == "CT" and image.source_format == "dicom" and config.ct_window_hu is not None:
+    elif _in_hounsfield(image) and config.ct_window_hu is not None:
         fixed = Window(*config.ct_window_hu)
     if image.pixels.ndim == 4 or (isinstance(fixed, Bounds) and not image.display.invert):
         yield from image.pixels
@@ -89,6 +109,10 @@ def _shown_frames(image: MedicalImage, config: PreprocessConfig) -> Iterator[NDA
     scalings = frame_scalings(image, config.use_file_window, config.percentiles, fixed)
     for index, scaling in enumerate(scalings):
         yield show(image.pixels[index], image.display_of(index), scaling)
+
+
+def _in_hounsfield(image: MedicalImage) -> bool:
+    return image.modality == "CT" and image.source_format == "dicom" and image.display.hounsfield
 
 
 def _in_colour(frame: NDArray[Any], config: PreprocessConfig) -> NDArray[Any]:

@@ -1,8 +1,9 @@
 """PNG, JPEG and BMP through OpenCV, TIFF through tifffile; sizes are checked before pixels are decoded.
 
 Rules: colour comes out as RGB; colour whose channels are all the same comes out as grey; alpha is
-blended on black (transparent pixels hold any colour); EXIF orientation of JPEG and orientation of
-TIFF are applied; 16-bit colour is cut to 8 bits, 16-bit grey is kept.
+blended on black (transparent pixels hold any colour), and so is a PNG's transparent grey value;
+EXIF orientation of JPEG and orientation of TIFF are applied; 16-bit colour is cut to 8 bits,
+16-bit grey is kept. Of an animation the first picture is taken.
 """
 
 from __future__ import annotations
@@ -15,18 +16,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvision_ray.config import DecodeConfig
+from medvision_ray.imaging.bmp import decode_bmp
 from medvision_ray.imaging.codestream import read_jpeg, require_jpeg_end
 from medvision_ray.imaging.dicom_header import require_size
 from medvision_ray.imaging.errors import DecodeError, ErrorCode
 from medvision_ray.imaging.image import Display, MedicalImage
 from medvision_ray.imaging.tiff import decode_tiff_frames
 
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it prints about damaged files
+
 Pixels = NDArray[np.generic]
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 4, 6: 4}
-_BMP_UNCOMPRESSED = (0, 3)
 
 
 def raster_format(data: bytes) -> str | None:
@@ -76,7 +79,25 @@ def _png(data: bytes, config: DecodeConfig) -> Pixels:
     columns, rows, depth, colour = struct.unpack_from(">IIBB", data, 16)
     _require_size(config, rows, columns, _PNG_CHANNELS.get(colour, 4) * max(depth // 8, 1))
     _require_png_chunks(data)
-    return _colour_from_bgr(_opencv(data, cv2.IMREAD_UNCHANGED))
+    image = _opencv(data, cv2.IMREAD_UNCHANGED)
+    transparent = _transparent_grey(data, depth) if colour == 0 else None
+    if transparent is not None and image.ndim == 2:  # OpenCV heeds tRNS of palettes and RGB only
+        image = np.where(image == transparent, 0, image).astype(image.dtype)
+    return _colour_from_bgr(image)
+
+
+def _transparent_grey(data: bytes, depth: int) -> int | None:
+    """The grey value that a PNG's tRNS chunk makes transparent, as OpenCV scales it (PNG, third edition, 11.3.1.1)."""
+    position = 8
+    while position + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        if kind == b"IDAT":
+            return None
+        if kind == b"tRNS" and length >= 2 and position + 10 <= len(data):
+            value: int = struct.unpack_from(">H", data, position + 8)[0] & ((1 << depth) - 1)
+            return value if depth == 16 else value * (255 // ((1 << depth) - 1))
+        position += 12 + length
+    return None
 
 
 def _require_png_chunks(data: bytes) -> None:
@@ -92,20 +113,7 @@ def _require_png_chunks(data: bytes) -> None:
 
 
 def _bmp(data: bytes, config: DecodeConfig) -> Pixels:
-    if len(data) < 34:
-        raise DecodeError(ErrorCode.TRUNCATED, bytes=len(data))
-    offset, header = struct.unpack_from("<II", data, 10)
-    if header == 12:
-        columns, rows, _, bits = struct.unpack_from("<HHHH", data, 18)
-        compression = 0
-    else:
-        columns, rows, _, bits, compression = struct.unpack_from("<iiHHI", data, 18)
-    rows = abs(rows)  # negative: rows run top down
-    _require_size(config, rows, columns, 3)
-    expected = offset + rows * ((columns * bits + 31) // 32 * 4)
-    if compression in _BMP_UNCOMPRESSED and len(data) < expected:
-        raise DecodeError(ErrorCode.TRUNCATED, expected_bytes=expected, actual_bytes=len(data))
-    return _colour_from_bgr(_opencv(data, cv2.IMREAD_COLOR))  # the fourth byte of 32-bit BMP is rarely alpha
+    return _grey_or_rgb(decode_bmp(data, config))
 
 
 _SINGLE = {"jpeg": _jpeg, "png": _png, "bmp": _bmp}

@@ -74,7 +74,7 @@ class HybridCNN(nn.Module):
         """Score a batch.
 
         Args:
-            x: pixels 0 to 255, uint8 or float, `(N, C, H, W)` with C 1 or 3, H and W multiples of 32.
+            x: pixels 0 to 255, uint8 or float, `(N, C, H, W)` with C 1, 3 or 5, H and W multiples of 32.
         """
         x = (x.to(self.mean.dtype) / 255.0 - self.mean) / self.std
         if x.shape[1] == 1 and self.in_channels == 3:
@@ -115,8 +115,11 @@ def build_model(
             "Expected at least one class for the classification head, but the labels have none. Give a label column, or "
             "set `model.classification: false`."
         )
-    if preprocess.channels > config.in_channels:
-        raise ConfigError("`preprocess.color: rgb` needs `model.in_channels: 3`, but it is 1.")
+    if preprocess.channels != config.in_channels and (preprocess.channels, config.in_channels) != (1, 3):
+        raise ConfigError(
+            f"Expected `model.in_channels` of {preprocess.channels}, which is what `preprocess` makes with its `color` and "
+            f"`slices`, but it is {config.in_channels}."
+        )
     model = HybridCNN(config, preprocess, n_classes)
     if for_training:
         _retire_unused(model)
@@ -130,7 +133,7 @@ def _retire_unused(model: HybridCNN) -> None:
     """
     model.eval()  # random weights or not, statistics and random state stay as they are
     with torch.enable_grad():
-        output = model(torch.zeros(1, 1 if model.in_channels == 1 else 3, _PROBE_PIXELS, _PROBE_PIXELS))
+        output = model(torch.zeros(1, model.in_channels, _PROBE_PIXELS, _PROBE_PIXELS))
         parameters = list(model.parameters())
         total = torch.stack([part.sum() for part in output if part is not None]).sum()
         gradients = torch.autograd.grad(total, parameters, allow_unused=True)

@@ -104,9 +104,12 @@ def _match(source: dict[str, Tensor], target: dict[str, Tensor]) -> dict[str, st
 
 
 def _fit(value: Tensor, place: Tensor) -> Tensor:
-    """Sum a first convolution `(out, 3, kh, kw)` over RGB where the encoder takes one channel."""
-    if value.ndim == 4 and place.ndim == 4 and (value.shape[1], place.shape[1]) == (3, 1):
-        return value.sum(dim=1, keepdim=True)
+    """Spread a first convolution `(out, 3, kh, kw)` evenly where the encoder takes one channel or five.
+
+    Channels that are all the same then give what grey repeated over RGB gives.
+    """
+    if value.ndim == 4 and place.ndim == 4 and value.shape[1] == 3 and place.shape[1] in (1, 5):
+        return (value.sum(dim=1, keepdim=True) / place.shape[1]).repeat(1, place.shape[1], 1, 1)
     return value
 
 

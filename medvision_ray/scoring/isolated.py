@@ -40,7 +40,11 @@ class IsolatedReader:
         self._child: subprocess.Popen[bytes] | None = None
 
     def prepare(self, uri: str, etag: str, effort: Effort) -> PreparedObject:
-        """Read, decode and prepare one object.
+        """`prepare_entry` of an object by itself."""
+        return self.prepare_entry({"uri": uri, "etag": etag}, effort)
+
+    def prepare_entry(self, entry: dict[str, Any], effort: Effort) -> PreparedObject:
+        """Read, decode and prepare what one inventory row stands for.
 
         Args:
             effort: is filled in; of a child that died only the time is known, and counted as decoding.
@@ -54,7 +58,7 @@ class IsolatedReader:
         started = time.monotonic()
         deadline = started + self._reader.decode.max_seconds
         try:
-            _send(child.stdin, {"uri": uri, "etag": etag})
+            _send(child.stdin, {name: entry.get(name) for name in ("uri", "etag", "size", "members")})
             answer = json.loads(_receive_line(child.stdout, deadline))
             for name, value in answer["effort"].items():
                 setattr(effort, name, value)
@@ -171,7 +175,7 @@ def _serve() -> None:
         request = json.loads(line)
         effort = Effort()
         try:
-            ready = reader.prepare(reader.read(request["uri"], request["etag"], effort), effort)
+            ready = reader.prepare(reader.read_entry(request, effort), effort)
         except DecodeError as error:
             _answer(out, _reason(error, effort))
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -16,11 +17,15 @@ from medvision_ray.config import DecodeConfig, PreprocessConfig
 from medvision_ray.errors import StorageError
 from medvision_ray.imaging.decode import decode
 from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
+from medvision_ray.imaging.geometry import SpacingSource
 from medvision_ray.imaging.grid import GridTransform
 from medvision_ray.imaging.header_fields import HeaderFields
 from medvision_ray.imaging.image import SubjectKeys
 from medvision_ray.imaging.preprocess import prepare
+from medvision_ray.imaging.volume import decode_series
 from medvision_ray.privacy import Pseudonymiser
+
+_MEMBER_THREADS = 4  # of each thread that reads ahead
 
 
 @dataclass
@@ -53,6 +58,7 @@ class PreparedObject:
         transform: the way of masks back to the source's grid.
         modality: DICOM modality code.
         spacing_mm: row and column spacing, or None.
+        spacing_source: where that comes from, and by that whether areas may be computed with it.
         keys: keyed pseudonyms.
         header: what else of the header may enter tables.
     """
@@ -61,6 +67,7 @@ class PreparedObject:
     transform: GridTransform
     modality: str
     spacing_mm: tuple[float, float] | None
+    spacing_source: SpacingSource
     keys: SubjectKeys
     header: HeaderFields = field(default_factory=HeaderFields)
 
@@ -71,6 +78,7 @@ class PreparedObject:
             "transform": asdict(self.transform),
             "modality": self.modality,
             "spacing_mm": self.spacing_mm,
+            "spacing_source": self.spacing_source.value,
             "keys": asdict(self.keys),
             "header": asdict(self.header),
         }
@@ -85,6 +93,7 @@ class PreparedObject:
             GridTransform(**grid),
             facts["modality"],
             (spacing[0], spacing[1]) if spacing else None,
+            SpacingSource(facts["spacing_source"]),
             SubjectKeys(**facts["keys"]),
             HeaderFields(**facts["header"]),
         )
@@ -131,14 +140,48 @@ class ObjectReader:
             code = ErrorCode(error.code) if error.code in known else ErrorCode.READ_ERROR
             raise DecodeError(code, Stage.READ) from None
 
-    def prepare(self, data: bytes, effort: Effort) -> PreparedObject:
-        """Decode and prepare.
+    def read_entry(self, entry: dict[str, Any], effort: Effort) -> bytes | list[bytes]:
+        """Read what an inventory row stands for: an object, or the members of a series at once.
+
+        Raises:
+            DecodeError: with stage READ; of a member its reason, with its number.
+            StorageError: as `read`.
+        """
+        members = entry.get("members")
+        if not members:
+            return self.read(entry["uri"], entry["etag"], effort)
+        if entry["size"] > self.decode.max_decoded_bytes:
+            raise DecodeError(ErrorCode.TOO_LARGE, Stage.READ, bytes=entry["size"], limit=self.decode.max_decoded_bytes)
+        with effort.timing("read"), ThreadPoolExecutor(_MEMBER_THREADS, thread_name_prefix="slices") as pool:
+            parts = list(pool.map(self._read_member, range(len(members)), members))
+        effort.bytes_read = sum(len(part) for part in parts)
+        return parts
+
+    def _read_member(self, number: int, member: dict[str, Any]) -> bytes:
+        try:
+            return self.read(member["uri"], member["etag"], Effort())
+        except DecodeError as error:
+            raise DecodeError(error.code, error.stage, **{**error.facts, "slice": number}) from None
+
+    def prepare(self, data: bytes | list[bytes], effort: Effort) -> PreparedObject:
+        """Decode and prepare an object, or the members of a series as a volume.
 
         Raises:
             DecodeError: the object cannot become a model input.
         """
         with effort.timing("decode"):
-            image = decode(data, self.decode, self.pseudonymiser)
+            if isinstance(data, list):
+                image = decode_series(data, self.decode, self.pseudonymiser)
+            else:
+                image = decode(data, self.decode, self.pseudonymiser)
         with effort.timing("preprocess"):
             ready = prepare(image, self.preprocess)
-        return PreparedObject(ready.pixels, ready.transform, image.modality, image.spacing_mm, image.keys, image.header)
+        return PreparedObject(
+            ready.pixels,
+            ready.transform,
+            image.modality,
+            image.spacing_mm,
+            image.spacing_source,
+            image.keys,
+            image.header,
+        )

@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
+from medvision_ray import storage
 from medvision_ray.config import PreprocessConfig
 from medvision_ray.errors import StorageError
 from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
@@ -25,7 +26,10 @@ from medvision_ray.scoring.isolated import IsolatedReader
 from medvision_ray.scoring.objects import Effort, Failure, ObjectReader, PreparedObject
 from medvision_ray.scoring.settings import WorkerSettings
 
+_Content = bytes | list[bytes]  # of an object, or of the members of a series
 _READ_AHEAD_BYTES = 256 << 20
+_UNREAD_IN_A_ROW = 20
+"""After so many objects in a row that could not be read, the archive itself is asked whether it is there."""
 _MEMORY_SHARE = 0.5  # of the node's memory that one object may take, whatever the configuration says
 
 
@@ -50,6 +54,7 @@ class Preparer:
         self._pool = ThreadPoolExecutor(settings.scoring.read_threads, thread_name_prefix="read")
         self._watchdog = Watchdog(decode.max_seconds, decode.max_memory_bytes)
         self._reads: _ReadAhead | None = None
+        self._unread = 0
 
     def read_ahead(self, entries: list[dict[str, Any]]) -> None:
         """Begin to read the block that `prepare` gets next, while the caller still leaves its marker."""
@@ -62,6 +67,9 @@ class Preparer:
 
         Args:
             earlier: attempts at this block that killed their worker.
+
+        Raises:
+            StorageError: the archive's store answers nothing: no object of the run can be read now.
         """
         attempts = earlier + 1
         if earlier >= self._settings.scoring.max_attempts:
@@ -71,9 +79,19 @@ class Preparer:
         apart = earlier or self._settings.decode.isolation == "process"
         each = self._each_alone(entries) if apart else self._each(entries)
         for entry, (result, effort) in zip(entries, each, strict=False):
+            self._count_unread(entry, result)
             yield Outcome(self._as_told(entry), result, effort, attempts)
             if self._settings.past_deadline:
                 return
+
+    def _count_unread(self, entry: dict[str, Any], result: PreparedObject | Failure) -> None:
+        """Tell a store that is down, which must not cost a night its objects, from objects that cannot be read."""
+        unread = isinstance(result, Failure) and result.error_code == ErrorCode.READ_ERROR.value
+        self._unread = self._unread + 1 if unread else 0
+        if self._unread == _UNREAD_IN_A_ROW:
+            self._unread = 0
+            members = entry.get("members")
+            storage.exists(members[0]["uri"] if members else entry["uri"])  # raises where the store stays away
 
     def _as_told(self, entry: dict[str, Any]) -> dict[str, Any]:
         """An inventory row with its address as the tables have it; nothing after reading needs the other one."""
@@ -96,7 +114,7 @@ class Preparer:
             for entry in entries:
                 effort = Effort()
                 yield (
-                    _caught(lambda entry=entry, effort=effort: child.prepare(entry["uri"], entry["etag"], effort)),
+                    _caught(lambda entry=entry, effort=effort: child.prepare_entry(entry, effort)),
                     effort,
                 )
         finally:
@@ -115,12 +133,12 @@ class _ReadAhead:
     ) -> None:
         self.entries = entries
         self._pool, self._reader, self._most = pool, reader, most
-        self._ahead: deque[tuple[Future[bytes], Effort, int]] = deque()
+        self._ahead: deque[tuple[Future[_Content], Effort, int]] = deque()
         self._budget = _READ_AHEAD_BYTES
         self._following = 0
         self._fill()
 
-    def __iter__(self) -> Iterator[tuple[Future[bytes], Effort]]:
+    def __iter__(self) -> Iterator[tuple[Future[_Content], Effort]]:
         while self._ahead:
             future, effort, size = self._ahead.popleft()
             yield future, effort
@@ -133,7 +151,7 @@ class _ReadAhead:
             if self._ahead and entry["size"] > self._budget:
                 break
             effort = Effort()
-            reading = self._pool.submit(self._reader.read, entry["uri"], entry["etag"], effort)
+            reading = self._pool.submit(self._reader.read_entry, entry, effort)
             self._ahead.append((reading, effort, entry["size"]))
             self._budget -= entry["size"]
             self._following += 1

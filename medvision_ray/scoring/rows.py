@@ -116,6 +116,7 @@ def scored_row(
         "width": columns,
         "frames": len(frames),
         "spacing_mm": list(ready.spacing_mm) if ready.spacing_mm else None,
+        "spacing_source": ready.spacing_source.value,
         "predicted_label": label,
         "predicted_probability": probability,
         "key_frame": key_frame,
@@ -162,7 +163,8 @@ def write_rows(rows: pa.Table, run_folder: str) -> None:
 def _mask_columns(ready: PreparedObject, mask: EncodedMask | None, save: bool) -> dict[str, Any]:
     if mask is None:
         return {"mask_fraction": None, "mask_area_mm2": None, "mask_box": None, "mask": None}
-    area = mask.pixels * ready.spacing_mm[0] * ready.spacing_mm[1] if ready.spacing_mm else None
+    spacing = ready.spacing_mm if ready.spacing_source.true_in_patient else None
+    area = mask.pixels * spacing[0] * spacing[1] if spacing else None
     box = list(mask.box) if mask.box else None
     return {"mask_fraction": mask.fraction, "mask_area_mm2": area, "mask_box": box, "mask": mask.data if save else None}
 

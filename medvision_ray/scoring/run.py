@@ -89,6 +89,7 @@ def preview(job: ScoreJob) -> dict[str, Any]:
         "excluded": found.excluded,
         "older": found.older,
         "duplicates": found.duplicates,
+        "volumes": found.volumes,
     }
 
 
@@ -250,12 +251,7 @@ def _score_missing(
                 try:
                     score_pass(blocks, settings, placement)
                 except RayError as error:
-                    if CredentialsError.__name__ in str(error):  # Ray carries the text of a cause, not its type
-                        raise StorageError(
-                            "The store no longer accepts the credentials of this job's workers. Renew them; the same "
-                            "command finishes the run.",
-                            code="credentials",
-                        ) from None
+                    _stop_where_the_store_is_away(error)
                     say(f"Pass {number} lost its workers ({type(error).__name__}); looking at what is missing.")
             seconds += line.busy_seconds
             before, missing = missing.num_rows, _missing(folder, inventory, classes)
@@ -270,6 +266,22 @@ def _score_missing(
     if missing.num_rows and not settings.past_deadline:
         _give_up(settings, missing, classes)
     return (first - missing.num_rows) / seconds if seconds > 0 else None
+
+
+def _stop_where_the_store_is_away(error: Exception) -> None:
+    """End the run where its workers could not reach a store: more passes would turn an outage into failure rows."""
+    text = str(error)  # Ray carries the text of a cause, not its type
+    if CredentialsError.__name__ in text:
+        raise StorageError(
+            "The store no longer accepts the credentials of this job's workers. Renew them; the same command finishes "
+            "the run.",
+            code="credentials",
+        ) from None
+    if StorageError.__name__ in text:
+        raise StorageError(
+            "The archive's store or that of the output stopped answering this job's workers, after every retry. What is "
+            "scored is kept; the same command finishes the run."
+        ) from None
 
 
 def _give_up(settings: WorkerSettings, missing: pa.Table, classes: tuple[str, ...]) -> None:

@@ -104,7 +104,7 @@ TABLES = ("predictions", "failures", "metrics", "runs")
 PARTITIONS = {"predictions": ["model_id", "run_date"], "failures": [], "metrics": [], "runs": []}
 LATER = {
     "runs": frozenset(RUNS.names[RUNS.get_field_index("state") :]),
-    "predictions": frozenset(column.name for column in HEADER_COLUMNS),
+    "predictions": frozenset(("spacing_source", *(column.name for column in HEADER_COLUMNS))),
 }
 """Columns that the first version did not write: a table may lack them until the next commit adds them."""
 
@@ -155,6 +155,8 @@ def predictions_schema(classes: Sequence[str]) -> pa.Schema:
             pa.field("frame_results", pa.list_(FRAME)),
             pa.field("preprocess_id", pa.string()),
             pa.field("scored_at", TIMESTAMP),
+            # From here on: null in rows of earlier versions (LATER).
+            pa.field("spacing_source", pa.string()),
             *HEADER_COLUMNS,
         ]
     )

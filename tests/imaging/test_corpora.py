@@ -1,9 +1,7 @@
-"""Real and adversarial files: stored values against independent decoders, refusals with the right code."""
+"""Adversarial and truncated files: refused with the right code, in bounded memory."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import tracemalloc
 import zlib
 from io import BytesIO
@@ -21,8 +19,6 @@ from medvision_ray.imaging.decode import decode
 from medvision_ray.imaging.errors import DecodeError, ErrorCode
 
 CONFIG = DecodeConfig()
-REFUSED = (ErrorCode.NOT_AN_IMAGE, ErrorCode.UNSUPPORTED_SHAPE)
-NO_PICTURE = (ErrorCode.NOT_AN_IMAGE, ErrorCode.NO_PIXELS, ErrorCode.UNSUPPORTED_FORMAT)
 BOMBS = {
     "big.png": ErrorCode.TOO_LARGE,
     "dims_huge.nii": ErrorCode.TOO_LARGE,
@@ -48,58 +44,6 @@ BOMBS = {
 def stored(data: bytes) -> np.ndarray[Any, Any]:
     dataset, syntax = dicom.parse(data, CONFIG)
     return dicom_pixels.read_stored(dataset, dicom_header.read_pixel_header(dataset, syntax, CONFIG))
-
-
-def manifest(folder: Path, kind: str) -> list[dict[str, Any]]:
-    rows = map(json.loads, (folder / "MANIFEST.jsonl").read_text().splitlines())
-    return [row for row in rows if row["kind"] == kind]
-
-
-def test_stored_values_agree_with_independent_decoders(corpora_dir: Path) -> None:
-    rows = [row for row in manifest(corpora_dir, "dicom") if row["ok"] and not row["dtype"].startswith("float")]
-    different = []
-    for row in rows:
-        pixels = stored((corpora_dir / row["path"]).read_bytes())
-        digest = hashlib.sha1(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).astype("<i8").tobytes())
-        if digest.hexdigest() == row["sha_int64"]:
-            continue
-        different.append(row["path"])
-        assert list(pixels.shape) == row["shape"], row["path"]
-        assert abs(int(pixels.min()) - row["min"]) <= 1, row["path"]
-        assert abs(int(pixels.max()) - row["max"]) <= 1, row["path"]
-    assert len(rows) > 200
-    assert len(different) <= 0.01 * len(rows), different
-
-
-def test_float_pixels_agree_with_the_manifest(corpora_dir: Path) -> None:
-    rows = [row for row in manifest(corpora_dir, "dicom") if row["ok"] and row["dtype"].startswith("float")]
-    assert rows
-    for row in rows:
-        pixels = stored((corpora_dir / row["path"]).read_bytes())
-        assert (list(pixels.shape), pixels.dtype.name) == (row["shape"], row["dtype"])
-        assert (float(pixels.min()), float(pixels.max())) == pytest.approx((row["min"], row["max"]), rel=1e-6)
-
-
-def test_every_decodable_picture_decodes_and_only_masks_doses_and_slides_are_refused(corpora_dir: Path) -> None:
-    for row in manifest(corpora_dir, "dicom"):
-        if not row["ok"]:
-            continue
-        data = (corpora_dir / row["path"]).read_bytes()
-        if row["modality"] in ("SEG", "RTDOSE", "SM"):
-            with pytest.raises(DecodeError) as caught:
-                decode(data, CONFIG)
-            assert caught.value.code in REFUSED, row["path"]
-        else:
-            image = decode(data, CONFIG)
-            assert image.pixels.shape[:3] == tuple(row["shape"][:3])
-            assert image.pixels.ndim == 3 or image.pixels.dtype == np.uint8
-
-
-def test_objects_without_a_picture_are_refused_as_such(corpora_dir: Path) -> None:
-    for row in manifest(corpora_dir, "dicom-nonimage"):
-        with pytest.raises(DecodeError) as caught:
-            decode((corpora_dir / row["path"]).read_bytes(), CONFIG)
-        assert caught.value.code in NO_PICTURE, row["path"]
 
 
 @pytest.mark.parametrize("name", sorted(BOMBS))

@@ -173,29 +173,6 @@ def test_padding_written_as_unsigned_means_the_signed_value() -> None:
     assert decode(saved(dataset), CONFIG).display.padding == (-2000, -2000)
 
 
-@pytest.mark.parametrize(
-    ("modality", "pixel", "imager", "expected"),
-    [
-        ("CT", [0.7, 0.6], None, (0.7, 0.6)),
-        ("DX", None, [0.14, 0.14], None),
-        ("DX", [0.14, 0.14], [0.14, 0.14], None),
-        ("DX", [0.12, 0.12], [0.14, 0.14], (0.12, 0.12)),
-        ("DX", [0.12, 0.12], None, (0.12, 0.12)),
-    ],
-)
-def test_spacing_is_only_what_holds_in_the_patient(
-    modality: str, pixel: list[float] | None, imager: list[float] | None, expected: tuple[float, float] | None
-) -> None:
-    dataset = ct()
-    dataset.Modality = modality
-    del dataset.PixelSpacing
-    if pixel:
-        dataset.PixelSpacing = pixel
-    if imager:
-        dataset.ImagerPixelSpacing = imager
-    assert decode(saved(dataset), CONFIG).spacing_mm == expected
-
-
 def test_frames_that_differ_have_a_display_each() -> None:
     dataset = ct()
     dataset.NumberOfFrames = 2

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 import pydicom
 import pytest
 from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
 
+from medvision_ray.config import DecodeConfig
+from medvision_ray.imaging.decode import decode
 from medvision_ray.imaging.display import (
     Bounds,
     _taken,
+    frame_scalings,
     modality_values,
     percentile_bounds,
     show,
@@ -131,3 +137,85 @@ def test_looking_up_a_few_rows_at_a_time_changes_nothing(shape: tuple[int, int])
     table = rng.integers(0, 65536, 4096).astype(np.uint16)
     indices = rng.integers(0, 4096, shape).astype(np.uint16)
     np.testing.assert_array_equal(_taken(table, indices), table[indices])
+
+
+def lut(first: int, entries: list[int], bits: int) -> Sequence:
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", [len(entries), first, bits])
+    item.add_new("LUTData", "US", entries)
+    return Sequence([item])
+
+
+WINDOW = {"WindowCenter": 100, "WindowWidth": 101}
+# Stored 0, 50, 100, 125, 200 after each branch, worked out on paper.
+BRANCHES: dict[str, tuple[dict[str, Any], list[float]]] = {
+    "LINEAR": (WINDOW, [0, 0.005, 0.505, 0.755, 1]),
+    "LINEAR by name": ({**WINDOW, "VOILUTFunction": "LINEAR"}, [0, 0.005, 0.505, 0.755, 1]),
+    "LINEAR_EXACT": (
+        {"WindowCenter": 100, "WindowWidth": 100, "VOILUTFunction": "LINEAR_EXACT"},
+        [0, 0, 0.5, 0.75, 1],
+    ),
+    "SIGMOID": (
+        {"WindowCenter": 100, "WindowWidth": 100, "VOILUTFunction": "SIGMOID"},
+        [1 / (1 + np.e**4), 1 / (1 + np.e**2), 0.5, 1 / (1 + np.e**-1), 1 / (1 + np.e**-4)],
+    ),
+    "LINEAR narrower than 1 is LINEAR_EXACT": (
+        {"WindowCenter": 0.5, "WindowWidth": 0.5, "RescaleSlope": 0.005},
+        [0, 0, 0.5, 0.75, 1],
+    ),
+    "rescale before the window": (
+        {"RescaleSlope": 2, "RescaleIntercept": -100, "WindowCenter": 100, "WindowWidth": 201},
+        [0, 0.0025, 0.5025, 0.7525, 1],
+    ),
+    "the first of several windows": ({"WindowCenter": [100, 7], "WindowWidth": [101, 3]}, [0, 0.005, 0.505, 0.755, 1]),
+    "VOI LUT": ({"VOILUTSequence": lut(50, [0, *[2] * 50, *[3] * 26, 4], 8)}, [0, 0, 0.5, 0.75, 1]),
+    "VOI LUT before window": (
+        {"VOILUTSequence": lut(50, [0, *[2] * 50, *[3] * 26, 4], 8), **WINDOW},
+        [0, 0, 0.5, 0.75, 1],
+    ),
+    "VOI LUT after rescale": (
+        {"RescaleIntercept": 50, "VOILUTSequence": lut(100, [0, *[2] * 50, *[3] * 26, 4], 8)},
+        [0, 0, 0.5, 0.75, 1],
+    ),
+    "modality LUT": (
+        {"ModalityLUTSequence": lut(0, [50, *[100] * 100, 150], 16), **WINDOW},
+        [0.005, 0.505, 0.505, 1, 1],
+    ),
+    "modality LUT before rescale": (
+        {"ModalityLUTSequence": lut(0, [50, *[100] * 100, 150], 16), "RescaleSlope": 9, **WINDOW},
+        [0.005, 0.505, 0.505, 1, 1],
+    ),
+    "MONOCHROME1": ({**WINDOW, "PhotometricInterpretation": "MONOCHROME1"}, [1, 0.995, 0.495, 0.245, 0]),
+    "INVERSE": ({**WINDOW, "PresentationLUTShape": "INVERSE"}, [1, 0.995, 0.495, 0.245, 0]),
+    "MONOCHROME1 with INVERSE inverts once": (
+        {**WINDOW, "PhotometricInterpretation": "MONOCHROME1", "PresentationLUTShape": "INVERSE"},
+        [1, 0.995, 0.495, 0.245, 0],
+    ),
+    "padding is black": ({**WINDOW, "PixelPaddingValue": 200}, [0, 0.005, 0.505, 0.755, 0]),
+    "padding is black after inversion": (
+        {**WINDOW, "PixelPaddingValue": 0, "PixelPaddingRangeLimit": 50, "PresentationLUTShape": "INVERSE"},
+        [0, 0, 0.495, 0.245, 0],
+    ),
+    "no window: the range without padding": ({"PixelPaddingValue": 200}, [0, 0.4, 0.8, 1, 0]),
+}
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+def test_a_file_is_shown_as_its_branch_says(branch: str) -> None:
+    attributes, expected = BRANCHES[branch]
+    dataset = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+    for keyword in ("RescaleSlope", "RescaleIntercept", "PixelPaddingValue"):
+        del dataset[keyword]
+    dataset.Modality, dataset.PixelRepresentation = "DX", 0
+    dataset.Rows, dataset.Columns = 1, 5
+    dataset.PixelData = np.array([0, 50, 100, 125, 200], "<u2").tobytes()
+    for keyword, value in {"RescaleSlope": 1, "RescaleIntercept": 0, **attributes}.items():
+        if keyword.startswith("PixelPadding"):
+            dataset.add_new(keyword, "US", value)
+        else:
+            setattr(dataset, keyword, value)
+    out = BytesIO()
+    dataset.save_as(out)
+    image = decode(out.getvalue(), DecodeConfig())
+    scaling = next(frame_scalings(image, True, (0, 100), None))
+    np.testing.assert_allclose(unit_values(image.pixels[0, 0], image.display, scaling), expected, atol=1e-12)

@@ -165,7 +165,7 @@ def test_the_id_changes_with_every_field_and_with_nothing_else(monkeypatch: pyte
     others: dict[str, Any] = {
         "size": (32, 64), "color": "rgb", "ct_window_hu": None, "use_file_window": False, "percentiles": (1.0, 99.0),
         "denoise": "tv", "clahe": ClaheConfig(), "resize": "stretch", "interpolation": "linear", "mean": (0.4,),
-        "std": (0.4,),
+        "std": (0.4,), "slices": 3,
     }  # fmt: skip
     assert set(others) == set(PreprocessConfig.model_fields)
     configs = [PreprocessConfig(), *(PreprocessConfig(**{name: value}) for name, value in others.items())]
@@ -183,3 +183,43 @@ def test_real_chest_ct_is_prepared_with_air_black_and_bone_white(data_dir: Path)
     assert shown.shape == (1, 1, 224, 224)
     assert (shown == 0).mean() > 0.2
     assert shown.max() == 255
+
+
+def stack_of(frames: int, order: tuple[int, ...]) -> MedicalImage:
+    """Frames that are grey all over, brighter by 10 from one to the next in the file."""
+    values = np.arange(frames, dtype=np.uint8)[:, None, None] * 10
+    pixels = np.broadcast_to(values, (frames, 32, 32)).copy()
+    return MedicalImage(pixels=pixels, source_format="png", slice_order=order)
+
+
+@pytest.mark.parametrize(
+    ("order", "slices", "expected"),
+    [
+        ((0, 1, 2, 3), 3, [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 3]]),
+        ((0, 1, 2, 3), 5, [[0, 0, 0, 1, 2], [0, 0, 1, 2, 3], [0, 1, 2, 3, 3], [1, 2, 3, 3, 3]]),
+        ((2, 0, 3, 1), 3, [[2, 0, 3], [3, 1, 1], [2, 2, 0], [0, 3, 1]]),  # neighbours in space, not in the file
+        ((), 3, [[0, 0, 0], [1, 1, 1], [2, 2, 2], [3, 3, 3]]),
+    ],
+)
+def test_neighbouring_slices_are_channels(order: tuple[int, ...], slices: int, expected: list[list[int]]) -> None:
+    config = PreprocessConfig(size=(32, 32), slices=slices)
+    ready = prepare(stack_of(4, order), config)
+    assert ready.pixels.shape == (4, slices, 32, 32)
+    np.testing.assert_array_equal(ready.pixels[:, :, 7, 5], np.array(expected) * 10)
+
+
+def test_one_slice_is_the_default_and_keeps_its_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert PreprocessConfig().slices == 1
+    monkeypatch.setattr("medvision_ray.imaging.preprocess.VERSION", 1)
+    before_the_option_came = "79e7973a3940"
+    assert preprocess_id(PreprocessConfig()) == preprocess_id(PreprocessConfig(slices=1)) == before_the_option_came
+    assert (
+        preprocess_id(PreprocessConfig(slices=3))
+        != preprocess_id(PreprocessConfig(slices=5))
+        != preprocess_id(PreprocessConfig())
+    )
+
+
+def test_neighbours_take_the_channels_of_colour() -> None:
+    with pytest.raises(ValueError, match="needs `color: grey`"):
+        PreprocessConfig(color="rgb", slices=3)

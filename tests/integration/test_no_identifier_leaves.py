@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -62,6 +63,16 @@ _NEEDED = (
     "NominalScannedPixelSpacing RescaleIntercept RescaleSlope WindowCenter WindowWidth VOILUTFunction PresentationLUTShape"
 )
 NEEDED = frozenset(_NEEDED.split())
+SERIES: dict[str, list[dict[str, Any]]] = {
+    "missing_position": [{}, {}, {"keep": {"ImagePositionPatient": NAME}}, {}],
+    "mixed_frames_of_reference": [{}, {}, {}, {"keep": {"FrameOfReferenceUID": f"1.2.{NUMBER}"}}],
+    "mixed_sizes": [{}, {"edit": {"Rows": 32, "Columns": 128}}, {}, {}],
+    "mixed_orientation": [{}, {}, {"keep": {"ImageOrientationPatient": "0\\1\\0\\0\\0\\-1"}}, {}],
+    "duplicate_position": [{}, {}, {"keep": {"ImagePositionPatient": "0\\0\\1"}}, {}],
+    "gantry_tilt": [{"keep": {"ImagePositionPatient": f"0\\{place}\\{place}"}} for place in range(4)],
+    "slice_gap": [{}, {}, {}, {"keep": {"ImagePositionPatient": "0\\0\\5"}}],
+}
+"""What differs in each of four slices for a series to get the code."""
 SITECUSTOMIZE = f"""
 import importlib.abc, importlib.machinery, sys
 
@@ -354,9 +365,41 @@ def test_every_object_has_its_row_and_its_code(run: Run) -> None:
 
 
 def test_as_many_codes_as_a_local_archive_can_give(run: Run) -> None:
-    seen = {code for code in run.codes.values() if code}
+    seen = {code for code in run.codes.values() if code} | set(SERIES)
     # Nothing is refused to root, who runs this in CI, and a disk that fails to read cannot be had.
     assert {code.value for code in ErrorCode} - seen == {"access_denied", "read_error"}
+
+
+@pytest.mark.parametrize("code", SERIES)
+def test_a_refused_series_holds_no_identifier(
+    code: str, bundle: Bundle, tmp_path: Path, phantom_series: Callable[..., list[bytes]]
+) -> None:
+    """Through the function that makes rows, each slice with identifiers everywhere."""
+    members = []
+    for number, (part, differs) in enumerate(zip(phantom_series(4), SERIES[code], strict=True)):
+        place = tmp_path / f"{FAMILY}-{NUMBER}-{number}.dcm"
+        kept = {
+            "ImagePositionPatient": f"0\\0\\{number}",
+            "ImageOrientationPatient": "1\\0\\0\\0\\1\\0",
+            "FrameOfReferenceUID": "1.2.3",
+        }
+        place.write_bytes(plant(edited(part, **differs.get("edit", {})), **{**kept, **differs.get("keep", {})}))
+        assert NAME.encode() in place.read_bytes()
+        members.append({"uri": str(place), "etag": "", "size": place.stat().st_size})
+    entry = {"uri": f"{members[0]['uri']}#series", "etag": "", "size": 1, "members": members, "image_id": 1}
+    names = Pseudonymiser(b"q7Jm2xVt9LrYw4KsN8bHd3PzG6cFa5Tu", PrivacyConfig(uri="hash"))
+    settings = WorkerSettings(
+        bundle.uri, str(tmp_path / "run"), ScoringConfig(precision="float32"), DecodeConfig(), names
+    )
+    ScoringWorker(settings)(pa.Table.from_pylist([entry]))
+    [row] = written(tmp_path / "run")
+    assert row["error_code"] == code
+    assert_clean(repr(row).encode(), "the row of a series")
+
+
+def written(folder: Path) -> list[dict[str, Any]]:
+    """What workers wrote for a run."""
+    return [row for path in sorted((folder / "rows").iterdir()) for row in pq.ParquetFile(path).read().to_pylist()]
 
 
 def test_nothing_that_the_job_wrote_holds_an_identifier(run: Run) -> None:
@@ -425,8 +468,9 @@ def test_labels_of_metrics_hold_no_identifier(
     )
     scoring = ScoringConfig(precision="float32")
     worker = ScoringWorker(WorkerSettings(bundle.uri, str(tmp_path), scoring, DecodeConfig(), run.names))
-    rows = worker(block)
+    worker(block)
     assert told
     assert_clean(repr(told).encode(), "metrics")
-    assert_clean(repr(rows.to_pylist()).encode(), "rows of a worker")
-    assert rows["image_id"].to_pylist() == block["image_id"].to_pylist()
+    rows = written(tmp_path)
+    assert_clean(repr(rows).encode(), "rows of a worker")
+    assert [row["image_id"] for row in rows] == block["image_id"].to_pylist()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -10,21 +11,27 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from medvision_ray import storage, tables
 from medvision_ray.archive.inventory import list_archive
 from medvision_ray.bundle import Bundle
 from medvision_ray.cluster import ray_session
-from medvision_ray.config import ArchiveConfig, RayConfig, ScoreJob, build_job
+from medvision_ray.config import ArchiveConfig, DecodeConfig, RayConfig, ScoreJob, build_job
 from medvision_ray.demo.archive import PhantomArchive
 from medvision_ray.errors import StorageError, UsageError
+from medvision_ray.imaging.preprocess import prepare
+from medvision_ray.imaging.volume import decode_series
 from medvision_ray.listing import list_objects
 from medvision_ray.logs import silent
+from medvision_ray.scoring.predictor import Predictor
 from medvision_ray.scoring.run import preview, score
 from medvision_ray.scoring.summary import RunSummary
+from medvision_ray.verification import verify
 
 pytestmark = pytest.mark.integration
 
@@ -283,3 +290,53 @@ def test_killed_driver_is_finished_by_the_same_command(
     runs = tables.read(output, "runs")
     assert runs is not None
     assert runs.num_rows == 1
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_series_is_one_row_and_one_with_a_gap_a_failure(
+    bundle: Bundle, phantom_series: Callable[..., list[bytes]], tmp_path: Path
+) -> None:
+    archive, output = tmp_path / "archive", str(tmp_path / "output")
+    whole, other, broken = (phantom_series(count, series=k) for k, count in enumerate((6, 4, 6)))
+    del broken[3]
+    files = {f"whole/{9 - k}": part for k, part in enumerate(whole)}  # names against the order of places
+    files |= {f"other/{k}": part for k, part in enumerate(other)} | {f"gap/{k}": part for k, part in enumerate(broken)}
+    files["alone.dcm"] = phantom_series(1, series=7)[0]
+    for name, data in files.items():
+        storage.write_bytes(str(archive / name), data)
+    job = _job({"uri": str(archive), "volumes": True}, bundle, output)
+    assert {key: preview(job)[key] for key in ("to_score", "volumes")} == {"to_score": 4, "volumes": 3}
+
+    summary = _run(job)
+    assert (summary.scored, summary.failed) == (3, 1)
+    rows = tables.read(output, "predictions")
+    failures = tables.read(output, "failures")
+    assert rows is not None
+    assert failures is not None
+    by_uri = {row["uri"].removeprefix(f"{archive}/"): row for row in rows.to_pylist()}
+    assert {name: row["frames"] for name, row in by_uri.items()} == {
+        "whole/4#series": 6,
+        "other/0#series": 4,
+        "alone.dcm": 1,
+    }
+    [failure] = failures.to_pylist()
+    assert (failure["uri"], failure["error_code"]) == (f"{archive}/gap/0#series", "slice_gap")
+
+    row = by_uri["whole/4#series"]
+    assert [frame["frame"] for frame in row["frame_results"]] == list(range(6))
+    image = decode_series(whole, DecodeConfig())
+    expected = Predictor(bundle, "float32").predict(prepare(image, bundle.preprocess).pixels).probabilities
+    found = np.array([frame["probabilities"] for frame in row["frame_results"]])
+    np.testing.assert_allclose(found, expected, atol=1e-4)  # slice by slice, in the order of places
+    np.testing.assert_allclose(
+        [row[f"p_{name}"] for name in bundle.classes], np.asarray(expected).mean(axis=0), atol=1e-4
+    )
+    assert (row["spacing_mm"], row["spacing_source"], row["modality"]) == ([0.7, 0.9], "pixel_spacing", "CT")
+    assert row["study_key"] == by_uri["other/0#series"]["study_key"]
+    assert row["series_key"] != by_uri["other/0#series"]["series_key"]
+    assert "PID-1" not in json.dumps([*rows.to_pylist(), *failures.to_pylist()], default=str)
+
+    again = _run(job)
+    assert (again.scored, again.failed, again.already_done) == (0, 0, 4)
+    assert not verify(output).findings
+    assert preview(job)["to_score"] == 0

@@ -19,9 +19,9 @@ Build = Callable[..., HybridCNN]
 FILE = "weights/mobilenet_v2_imagenet.safetensors"
 
 
-def mobilenet(in_channels: int) -> HybridCNN:
+def mobilenet(in_channels: int, **preprocess: int) -> HybridCNN:
     config = ModelConfig.model_validate({"in_channels": in_channels})
-    return build_model(config, PreprocessConfig(size=(64, 64)), 3).eval()
+    return build_model(config, PreprocessConfig.model_validate({"size": (64, 64), **preprocess}), 3).eval()
 
 
 def test_all_tensors_of_the_imagenet_file_load_and_its_eps_is_applied(data_dir: Path) -> None:
@@ -60,6 +60,18 @@ def test_a_grey_encoder_equals_an_rgb_encoder_on_repeated_grey(data_dir: Path) -
             model(x)
     assert features[0].abs().max() > 0.1
     torch.testing.assert_close(features[0], features[1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("slices", [3, 5])
+def test_slices_that_are_all_the_same_give_what_one_gives(data_dir: Path, slices: int) -> None:
+    x = torch.randint(0, 256, (2, 1, 64, 64), dtype=torch.uint8)
+    features: list[torch.Tensor] = []
+    for model in (mobilenet(1), mobilenet(slices, slices=slices)):
+        load_encoder_weights(model, str(data_dir / FILE))
+        model.encoder.register_forward_hook(lambda _module, _inputs, output: features.append(output[-1]))
+        with torch.no_grad():
+            model(x.expand(-1, model.in_channels, -1, -1))
+    torch.testing.assert_close(*features, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("prefix", ["", "backbone.", "encoder.", "module.encoder.", "model."])

@@ -224,6 +224,32 @@ def test_refused_credentials_stop_the_worker_instead_of_failing_every_object(
         worker(_block(phantom))
 
 
+@pytest.mark.parametrize("store_is_there", [True, False])
+def test_store_that_is_down_costs_no_object(
+    bundle: Bundle, phantom: PhantomArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store_is_there: bool
+) -> None:
+    block = pa.concat_tables([_block(phantom)] * 2).slice(0, 30)
+    worker = ScoringWorker(_settings(bundle, tmp_path))
+
+    def fail(*_: object, **__: object) -> bytes:
+        raise StorageError("no answer", transient=True)
+
+    monkeypatch.setattr("medvision_ray.scoring.objects.storage.read_bytes", fail)
+    with monkeypatch.context() as patch:
+        if not store_is_there:
+            patch.setattr("medvision_ray.scoring.preparing.storage.exists", fail)
+        patch.setattr("medvision_ray.scoring.attempts._read", lambda _: {})
+        if store_is_there:
+            assert worker(block)["rows"].to_pylist() == [30]
+        else:
+            with pytest.raises(StorageError, match="no answer"):
+                worker(block)
+    rows = CommittedRows(str(tmp_path)).dataset(working_schema(bundle.classes)).to_table() if store_is_there else None
+    assert (rows is None) == (not CommittedRows(str(tmp_path)).files)
+    if rows is not None:
+        assert set(rows["error_code"].to_pylist()) == {"read_error"}
+
+
 def test_defect_of_a_decoder_costs_its_own_object(
     rows: pa.Table, bundle: Bundle, phantom: PhantomArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,7 +292,7 @@ def test_isolation_by_process_prepares_every_object_apart_with_the_same_rows(
     settings = _settings(bundle, tmp_path)
     apart = replace(settings, decode=DecodeConfig(isolation="process"))
     monkeypatch.setattr(ObjectReader, "prepare", lambda *_: pytest.fail("an object was decoded in the worker"))
-    assert _comparable(ScoringWorker(apart)(_block(phantom))) == _comparable(rows)
+    assert _comparable(_score(apart, bundle, _block(phantom))) == _comparable(rows)
 
 
 def test_rows_have_pseudonyms_of_addresses_where_the_site_wants_them(
@@ -275,7 +301,7 @@ def test_rows_have_pseudonyms_of_addresses_where_the_site_wants_them(
     names = Pseudonymiser(KEY.key, PrivacyConfig(uri="hash"))
     block = list_archive(ArchiveConfig(uri=phantom.night_1), names).objects
     assert block["uri"].equals(_block(phantom)["uri"])  # it can still be read
-    found = ScoringWorker(replace(_settings(bundle, tmp_path), pseudonymiser=names))(block)
+    found = _score(replace(_settings(bundle, tmp_path), pseudonymiser=names), bundle, block)
     assert found["uri"].to_pylist() == [names.address(uri) for uri in rows["uri"].to_pylist()]
     assert found["image_id"].to_pylist() == image_ids(found["uri"], found["etag"]).tolist()
     assert not set(found["image_id"].to_pylist()) & set(rows["image_id"].to_pylist())

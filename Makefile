@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TAG := $(shell $(PYTHON) -c "import sys; print('py%d%d' % sys.version_info[:2])")
 STAMP := $(VENV)/.installed-$(TAG)
 
-.PHONY: demo test test-dcmtk test-faults check format constraints bench bench-score clean
+.PHONY: demo test test-dcmtk test-faults test-fuzz check format constraints bench bench-score clean
 
 demo: $(STAMP)
 	$(BIN)/medvision demo --folder demo
@@ -21,6 +21,10 @@ test-dcmtk: $(STAMP)
 test-faults: $(STAMP)
 	$(BIN)/pytest tests/faults -m "" --durations=15
 	$(BIN)/pytest tests/integration -m slow
+
+# 20,000 damaged files through the real row function; goes on where it was stopped. ARGS are the script's options.
+test-fuzz: $(STAMP)
+	$(BIN)/python tests/fuzz/campaign.py --summary benchmarks/results/fuzz.json $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

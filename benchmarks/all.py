@@ -29,6 +29,7 @@ def _commands(folder: str) -> dict[str, list[str]]:
         "nothing_new": ["--folder", folder],
         "scale": [],
         "tables": [],
+        "decode": [],
         "score_over_slow_s3": real,
         "startup": [],
     }
@@ -101,6 +102,18 @@ def _tables(found: dict[str, Any]) -> list[Row]:
         ("", rates["project"], "one synced file", rates["limit"], round(rates["project"] / rates["limit"], 2), ""),
         ("read one night of a year, s", ours, "plain Parquet", peer, round(peer / ours, 2), ""),
     ]
+
+
+def _decode(found: dict[str, Any]) -> list[Row]:
+    rows: list[Row] = []
+    for case, measured in found["cases"].items():
+        for kind in ("decode", "input"):
+            part = measured[kind]
+            rates, peer = part["images_per_cpu_second"], part.get("fastest_safe_peer", "no peer")
+            ratio = part.get("ratio_to_fastest_safe_peer", "")
+            name = f"{case}, {'decoded' if kind == 'decode' else 'to input'}, images/CPU-s"
+            rows.append((name, rates["this project"], peer, rates.get(peer, ""), ratio, ">= 0.95"))
+    return rows
 
 
 def _score_over_slow_s3(found: dict[str, Any]) -> list[Row]:

@@ -20,6 +20,7 @@ from medvision_ray import storage
 from medvision_ray.config import ModelConfig, PreprocessConfig, Section, build_job
 from medvision_ray.errors import BundleError, ConfigError, StorageError
 from medvision_ray.model_card import model_card
+from medvision_ray.privacy import Pseudonymiser
 
 if TYPE_CHECKING:
     from medvision_ray.learning.model import HybridCNN
@@ -122,9 +123,10 @@ class Bundle:
         return model.eval()
 
 
-def image_digest(uri: str) -> str:
-    """First 16 hexadecimal digits of the sha256 of an image's absolute address."""
-    return hashlib.sha256(storage.absolute(uri).encode()).hexdigest()[:16]
+def image_digest(uri: str, names: Pseudonymiser | None = None) -> str:
+    """First 16 hexadecimal digits of the sha256 of an image's absolute address, or of its pseudonym from `names`."""
+    place = storage.absolute(uri)
+    return hashlib.sha256((names.address(place) if names else place).encode()).hexdigest()[:16]
 
 
 def save_bundle(

@@ -196,9 +196,10 @@ def _inventory(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
 
     from medvision_ray.archive.inventory import list_archive, only_new
     from medvision_ray.bundle import load_bundle
+    from medvision_ray.privacy import address_pseudonymiser
 
     job = _begin(options, "inventory")
-    found = list_archive(job.archive)
+    found = list_archive(job.archive, address_pseudonymiser(job.privacy) if job.bundle else None)
     result: dict[str, Any] = {"archive": job.archive.uri, "objects": found.objects.num_rows}
     result.update({name: getattr(found, name) for name in ("excluded", "older", "duplicates", "volumes")})
     result["bytes"] = pc.sum(found.objects["size"]).as_py() or 0

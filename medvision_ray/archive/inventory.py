@@ -23,6 +23,7 @@ from medvision_ray.archive.s3_inventory import inventory_batches
 from medvision_ray.archive.selection import Selection, outermost
 from medvision_ray.config import ArchiveConfig
 from medvision_ray.errors import MedVisionError, UsageError
+from medvision_ray.privacy import Pseudonymiser
 
 SCHEMA = pa.schema(
     [
@@ -65,16 +66,26 @@ def image_id(uri: str, etag: str) -> int:
     return int(image_ids(pa.array([uri]), pa.array([etag]))[0])
 
 
-def image_ids(uris: pa.Array, etags: pa.Array) -> Ids:
-    """`image_id` of many objects, shape `(N,)`; neither may be null."""
+def image_ids(uris: pa.Array, etags: pa.Array, names: Pseudonymiser | None = None) -> Ids:
+    """`image_id` of many objects, shape `(N,)`; neither may be null.
+
+    Args:
+        names: makes of an address what the tables have. It is that which is hashed here: a hash of the address
+            itself, without a key, would let anybody try addresses until one fits.
+    """
+    if names is not None and names.policy.uri == "hash":
+        uris = pa.array([names.address(uri) for uri in uris.to_pylist()], pa.string())
     sha256 = hashlib.sha256
     keys = pc.binary_join_element_wise(uris.cast(pa.binary()), etags.cast(pa.binary()), b"\0").to_pylist()
     first = b"".join([sha256(key).digest()[:8] for key in keys])
     return (np.frombuffer(first, ">u8") >> 1).astype(np.int64)
 
 
-def list_archive(config: ArchiveConfig) -> Inventory:
+def list_archive(config: ArchiveConfig, names: Pseudonymiser | None = None) -> Inventory:
     """List an archive, from the source that its configuration names.
+
+    Args:
+        names: see `image_ids`; the addresses in the inventory stay those that can be read.
 
     Raises:
         UsageError: a source is not of its form or does not fit the archive.
@@ -86,7 +97,7 @@ def list_archive(config: ArchiveConfig) -> Inventory:
         for batch in _source(config):
             kept = chosen.by_age(with_versions(chosen.by_path(batch), pool))
             if kept.num_rows:
-                parts.append(_identified(kept))
+                parts.append(_identified(kept, names))
     if chosen.listed and chosen.listed == chosen.outside:
         raise UsageError(
             f"Expected objects below {config.uri} in {config.s3_inventory or config.list_file}, "
@@ -128,8 +139,8 @@ def _source(config: ArchiveConfig) -> Iterator[pa.RecordBatch]:
     return listing.list_batches(config.uri, outermost(config.prefix), config.listing_threads)
 
 
-def _identified(batch: pa.RecordBatch) -> pa.RecordBatch:
-    ids = pa.array(image_ids(batch["uri"], batch["etag"]))
+def _identified(batch: pa.RecordBatch, names: Pseudonymiser | None) -> pa.RecordBatch:
+    ids = pa.array(image_ids(batch["uri"], batch["etag"], names))
     return pa.RecordBatch.from_arrays([ids, batch["uri"], batch["etag"], batch["size"]], schema=SCHEMA)
 
 
@@ -165,8 +176,11 @@ def _assert_distinct(objects: pa.Table) -> None:
         )
 
 
-def list_uris(uris: Sequence[str]) -> Inventory:
+def list_uris(uris: Sequence[str], names: Pseudonymiser | None = None) -> Inventory:
     """An inventory of named objects in their order; one that is not there keeps a row, and will fail as `not_found`.
+
+    Args:
+        names: see `image_ids`.
 
     Raises:
         StorageError: the store cannot be asked.
@@ -176,7 +190,7 @@ def list_uris(uris: Sequence[str]) -> Inventory:
         found = list(pool.map(stat_or_absent, (storage.absolute(uri) for uri in uris)))
     named, etags = listing.spelled([info.uri for info in found]), pa.array([info.etag for info in found], pa.string())
     sizes = pa.array([info.size for info in found], pa.int64())
-    objects = pa.table([pa.array(image_ids(named, etags)), named, etags, sizes], schema=SCHEMA)
+    objects = pa.table([pa.array(image_ids(named, etags, names)), named, etags, sizes], schema=SCHEMA)
     _assert_distinct(objects)
     return Inventory(objects)
 

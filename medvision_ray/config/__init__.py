@@ -16,6 +16,7 @@ from medvision_ray.config.jobs import (
 from medvision_ray.config.load import build_job, load_job, show_job
 from medvision_ray.config.operations import LoggingConfig, OnFinishConfig
 from medvision_ray.config.sections import (
+    HEADER_FIELDS,
     ArchiveConfig,
     ClaheConfig,
     DecodeConfig,
@@ -27,6 +28,7 @@ from medvision_ray.config.sections import (
 )
 
 __all__ = [
+    "HEADER_FIELDS",
     "JOBS",
     "ArchiveConfig",
     "AugmentConfig",

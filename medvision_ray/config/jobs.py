@@ -268,6 +268,8 @@ class InventoryJob(Section):
     """Count as new what this model has not committed."""
     output: str | None = None
     """Where the tables are; needed with `bundle`."""
+    privacy: PrivacyConfig = PrivacyConfig()
+    """The score job's: with `uri: hash`, what is new can only be told with the key."""
     logging: LoggingConfig = LoggingConfig()
     """What standard error carries."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import datetime, timezone
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -85,6 +85,8 @@ class DecodeConfig(Section):
     """Longest time for reading, decoding and preparing one object (`timeout`)."""
     max_memory_bytes: Positive = 8 << 30
     """Memory that one object may take above what its process had before (`out_of_memory`); never over half the node's."""
+    isolation: Literal["worker", "process"] = "worker"
+    """`process`: every object is read and decoded in a child process with limits, for hostile archives; `worker`: only suspects are."""
     volume_index: Annotated[int, Field(ge=0)] | None = None
     """Which volume of a four-dimensional NIfTI to take; null refuses such files (`unsupported_shape`)."""
 
@@ -145,15 +147,37 @@ class PreprocessConfig(Section):
         return 3 if self.color == "rgb" else self.slices
 
 
+HeaderField = Literal[
+    "manufacturer",
+    "manufacturer_model",
+    "software",
+    "body_part",
+    "laterality",
+    "view",
+    "patient_sex",
+    "patient_age_band",
+    "kvp",
+    "slice_thickness_mm",
+]
+HEADER_FIELDS: tuple[HeaderField, ...] = get_args(HeaderField)
+"""Header fields that may enter the tables, beside modality and spacing: the whole allow list."""
+
+
 class PrivacyConfig(Section):
-    """The site's secret for keyed pseudonyms (HMAC-SHA256)."""
+    """Keyed pseudonyms (HMAC-SHA256 under the site's secret), and what of a header may enter the tables (docs/privacy.md)."""
 
     key_env: str = "MEDVISION_PSEUDONYM_KEY"
-    """Environment variable that holds the key: at least 32 characters."""
+    """Environment variable that holds the key: at least 32 random characters."""
     key_file: str | None = None
     """Local file that holds the key; wins over `key_env`."""
     demo_key: bool = False
     """Use the published demo key. Only for images of nobody."""
+    header_fields: tuple[HeaderField, ...] = HEADER_FIELDS
+    """Header fields that become columns; the others stay null. A small site leaves the first three, its devices, out."""
+    study_date: Literal["omit", "year", "shift"] = "omit"
+    """`omit`; `year`: 1 January of its year; `shift`: 1 to 365 days earlier, keyed, the same for all dates of a patient."""
+    uri: Literal["keep", "hash"] = "keep"
+    """`hash`: addresses become keyed pseudonyms in tables and evaluations, for archives whose object keys hold names."""
 
 
 class RayConfig(Section):

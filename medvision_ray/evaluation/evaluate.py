@@ -25,6 +25,7 @@ from medvision_ray.evaluation.samples import EvaluationSamples
 from medvision_ray.imaging.decode import decode
 from medvision_ray.learning.labels import LabelTable, load_labels
 from medvision_ray.logs import Reporter
+from medvision_ray.privacy import Pseudonymiser, address_pseudonymiser
 from medvision_ray.scoring.masks import decode_mask
 from medvision_ray.scoring.run import RunPlan, execute
 from medvision_ray.scoring.summary import RunSummary
@@ -70,7 +71,8 @@ def evaluate(job: EvaluateJob, say: Reporter) -> Evaluation:
     table = load_labels(job.labels).select(job.split)
     _check(job, bundle, table)
     dataset = job.dataset or storage.absolute(job.labels.table).rsplit("/", 2)[-2]
-    listed = list_uris(table.uris)
+    names = address_pseudonymiser(job.privacy)
+    listed = list_uris(table.uris, names)
     plan = RunPlan("evaluate", f"{storage.absolute(job.labels.table)}#{job.split}", job)
     run = execute(plan, lambda found: only_new(listed, job.output, found.model_id), say)
     frame = _join(job, bundle, table, listed)
@@ -84,7 +86,7 @@ def evaluate(job: EvaluateJob, say: Reporter) -> Evaluation:
     key = _key(job, bundle, dataset, table)
     _commit(job, bundle, dataset, key, rows)
     details = storage.join(job.output, "evaluations", bundle.model_id, f"{dataset}-{job.split}.parquet")
-    _write_details(details, bundle, scored)
+    _write_details(details, bundle, scored, names)
     return Evaluation(key, bundle.model_id, dataset, job.split, len(frame), failed, rows, run, details)
 
 
@@ -97,7 +99,13 @@ def _check(job: EvaluateJob, bundle: Bundle, table: LabelTable) -> None:
             f"{', '.join(sorted(set(table.classes) - set(bundle.classes)))}."
         )
     trained = set(bundle.train_digest)
-    leaked = sum(image_digest(uri) in trained for uri in table.uris)
+    names = address_pseudonymiser(job.privacy)
+    if names is None and bundle.trained.get("image_digests") == "hashed":
+        raise LabelError(
+            f"Expected `privacy.uri: hash` and the key with which {bundle.model_id} was trained: without them nobody can "
+            "tell which images it has seen."
+        )
+    leaked = sum(bool({image_digest(uri), image_digest(uri, names)} & trained) for uri in table.uris)
     if leaked and job.split != "train":
         raise LabelError(
             f"Expected images that {bundle.model_id} has not seen, but {leaked} of {len(table)} in the {job.split} split "
@@ -221,11 +229,14 @@ def _commit(job: EvaluateJob, bundle: Bundle, dataset: str, key: str, rows: tupl
     tables.commit(job.output, "metrics", tables.METRICS, table.to_batches(), key)
 
 
-def _write_details(uri: str, bundle: Bundle, scored: pd.DataFrame) -> None:
+def _write_details(uri: str, bundle: Bundle, scored: pd.DataFrame, names: Pseudonymiser | None) -> None:
     """What the report draws: no patient in it."""
+    if names is not None:
+        shown = {column: scored[column].map(names.address, na_action="ignore") for column in ("uri", "mask_uri")}
+        scored = scored.assign(**shown)
     truth = [name for name in scored.columns if name.startswith("t_")]
-    names = ["image_id", "uri", "mask_uri", "frames", "height", "width", "true_label", *truth, "predicted_label"]
-    names += [*tables.probability_columns(bundle.classes), "dice", "mask_box", "mask"]
+    columns = ["image_id", "uri", "mask_uri", "frames", "height", "width", "true_label", *truth, "predicted_label"]
+    columns += [*tables.probability_columns(bundle.classes), "dice", "mask_box", "mask"]
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pandas(scored[names], preserve_index=False), sink)
+    pq.write_table(pa.Table.from_pandas(scored[columns], preserve_index=False), sink)
     storage.write_bytes(uri, sink.getvalue())

@@ -97,8 +97,9 @@ def decode_frame(data: bytes, family: Family, expected: FrameFormat) -> tuple[ND
     info = read_jpeg2000(data) if family is Family.JPEG_2000 else read_jpeg(data)
     _require_same_size(info, expected)
     ybr = expected.photometric.startswith("YBR_FULL")
+    if family in (Family.JPEG, Family.JPEG_LS):
+        require_jpeg_end(data)  # without one CharLS refuses too, but after seconds of search in a small frame
     if family is Family.JPEG:
-        require_jpeg_end(data)
         frame, ybr = _decode_jpeg(data, info, expected)
     elif family is Family.JPEG_LS:
         frame = imagecodecs.jpegls_decode(data)

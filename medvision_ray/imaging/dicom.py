@@ -14,11 +14,14 @@ from pydicom.filereader import read_dataset
 from pydicom.uid import UID
 
 from medvision_ray.config import DecodeConfig
+from medvision_ray.imaging.burned_in import may_contain_text
 from medvision_ray.imaging.dicom_display import read_display
 from medvision_ray.imaging.dicom_geometry import read_geometry, read_spacing
 from medvision_ray.imaging.dicom_header import element, read_pixel_header, text
 from medvision_ray.imaging.dicom_pixels import read_pixels
 from medvision_ray.imaging.errors import DecodeError, ErrorCode
+from medvision_ray.imaging.header_fields import FIELD_KEYWORDS, read_header_fields
+from medvision_ray.imaging.header_terms import MODALITIES
 from medvision_ray.imaging.image import MedicalImage, SubjectKeys
 from medvision_ray.privacy import Pseudonymiser
 
@@ -40,7 +43,7 @@ _NOT_PICTURES = frozenset(
         "1.2.840.10008.5.1.4.1.1.481.2",  # dose grid
     )
 )
-# Only these are parsed: faster, and names or dates of patients never enter memory as values.
+# Only these are parsed, which is faster, and most of what a header says of a patient never enters memory as a value.
 _WANTED = (
     "SOPClassUID Modality PatientID IssuerOfPatientID StudyInstanceUID SeriesInstanceUID SamplesPerPixel "
     "PhotometricInterpretation PlanarConfiguration NumberOfFrames Rows Columns BitsAllocated BitsStored "
@@ -53,9 +56,11 @@ _WANTED = (
     "SegmentedRedPaletteColorLookupTableData SegmentedGreenPaletteColorLookupTableData "
     "SegmentedBluePaletteColorLookupTableData ImageType PixelSpacingCalibrationType ImagePositionPatient "
     "ImageOrientationPatient FrameOfReferenceUID SharedFunctionalGroupsSequence "
-    "PerFrameFunctionalGroupsSequence PixelData FloatPixelData DoubleFloatPixelData"
+    "PerFrameFunctionalGroupsSequence PixelData FloatPixelData DoubleFloatPixelData "
+    "BurnedInAnnotation ConversionType"
 )
 _TAGS: list[int | str | tuple[int, int]] = [int(pydicom.tag.Tag(keyword)) for keyword in _WANTED.split()]
+_FIELD_TAGS = [*_TAGS, *(int(pydicom.tag.Tag(keyword)) for keyword in FIELD_KEYWORDS)]
 
 
 def looks_like_dicom(data: bytes) -> bool:
@@ -72,12 +77,14 @@ def looks_like_dicom(data: bytes) -> bool:
 
 def decode_dicom(data: bytes, config: DecodeConfig, pseudonymiser: Pseudonymiser | None) -> MedicalImage:
     """Decode a DICOM object; see `decode.decode`, which also maps what pydicom raises."""
-    dataset, syntax = parse(data, config)
+    dataset, syntax = parse(data, config, fields=pseudonymiser is not None)
     _require_picture(dataset, data)
     header = read_pixel_header(dataset, syntax, config)
     modality = text(dataset, "Modality").upper()
-    modality = modality if modality.isalnum() and len(modality) <= 16 else "OT"
+    modality = modality if modality in MODALITIES else "OT"  # a name fits into the field as well as a code
     display, frame_display = read_display(dataset, header, modality)
+    colour = header.frame.samples > 1 or header.frame.photometric == "PALETTE COLOR"
+    suspect = may_contain_text(dataset, modality, text(dataset, "SOPClassUID"), colour=colour)
     spacing, spacing_source = read_spacing(dataset, modality)
     geometry, slice_order = read_geometry(dataset, header.frames)
     return MedicalImage(
@@ -90,12 +97,16 @@ def decode_dicom(data: bytes, config: DecodeConfig, pseudonymiser: Pseudonymiser
         slice_order=slice_order,
         frame_display=frame_display,
         keys=_subject_keys(dataset, pseudonymiser),
+        header=read_header_fields(dataset, pseudonymiser, may_contain_text=suspect),
         source_format="dicom",
     )
 
 
-def parse(data: bytes, config: DecodeConfig) -> tuple[Dataset, str]:
+def parse(data: bytes, config: DecodeConfig, *, fields: bool = False) -> tuple[Dataset, str]:
     """Parse the elements that decoding needs.
+
+    Args:
+        fields: those of `header_fields` too.
 
     Returns:
         The data set, and its transfer syntax or an empty text where the file names none.
@@ -104,12 +115,13 @@ def parse(data: bytes, config: DecodeConfig) -> tuple[Dataset, str]:
         DecodeError: DECOMPRESSION_BOMB or TRUNCATED for a deflated data set.
     """
     syntax, body = _meta_header(data)
+    tags = _FIELD_TAGS if fields else _TAGS
     if syntax == _DEFLATED:  # pydicom would inflate all of it, however much that is
         inflated = _inflate(memoryview(data)[body:], config.max_decoded_bytes)
-        dataset = read_dataset(BytesIO(inflated), False, True, specific_tags=_TAGS)
+        dataset = read_dataset(BytesIO(inflated), False, True, specific_tags=tags)
         dataset.set_original_encoding(False, True)
         return dataset, syntax
-    parsed = pydicom.dcmread(BytesIO(data), force=True, specific_tags=_TAGS)
+    parsed = pydicom.dcmread(BytesIO(data), force=True, specific_tags=tags)
     return parsed, text(parsed.file_meta, "TransferSyntaxUID")
 
 

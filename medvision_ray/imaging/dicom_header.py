@@ -11,6 +11,7 @@ from typing import Any
 
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
+from pydicom.uid import UID
 
 from medvision_ray.config import DecodeConfig
 from medvision_ray.imaging.codecs import FAMILIES, Family, FrameFormat
@@ -186,7 +187,7 @@ def _family(dataset: Dataset, syntax: str) -> Family | None:
         if dataset["PixelData"].is_undefined_length if "PixelData" in dataset else False:
             raise DecodeError(ErrorCode.BAD_HEADER, field="TransferSyntaxUID")
         return None
-    known = syntax if syntax.startswith("1.2.840.10008.1.2.") else "unknown"
+    known = syntax if UID(syntax).name != syntax else "unknown"  # only one out of the standard's list is told
     raise DecodeError(ErrorCode.UNSUPPORTED_ENCODING, transfer_syntax=known)
 
 

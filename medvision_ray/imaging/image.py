@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvision_ray.imaging.geometry import Geometry, SpacingSource
+from medvision_ray.imaging.header_fields import HeaderFields
 
 
 class VoiFunction(str, Enum):
@@ -95,6 +96,7 @@ class MedicalImage:
             even stack of slices; else empty, and frames are no neighbours of one another.
         frame_display: one `Display` a frame where frames differ (enhanced multi-frame), else empty.
         keys: keyed pseudonyms.
+        header: what else of the header may enter tables.
         source_format: `dicom`, `nifti`, `png`, `jpeg`, `tiff` or `bmp`.
     """
 
@@ -107,6 +109,7 @@ class MedicalImage:
     slice_order: tuple[int, ...] = ()
     frame_display: tuple[Display, ...] = ()
     keys: SubjectKeys = field(default_factory=SubjectKeys)
+    header: HeaderFields = field(default_factory=HeaderFields)
     source_format: str = "dicom"
 
     @property

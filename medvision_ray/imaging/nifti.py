@@ -19,6 +19,7 @@ from medvision_ray.config import DecodeConfig
 from medvision_ray.imaging.dicom_header import require_size
 from medvision_ray.imaging.errors import DecodeError, ErrorCode
 from medvision_ray.imaging.geometry import LPS_TO_RAS, Floats, Geometry, SpacingSource, geometry_of_affine
+from medvision_ray.imaging.header_fields import HeaderFields
 from medvision_ray.imaging.image import Display, MedicalImage
 
 _GZIP = b"\x1f\x8b"
@@ -75,6 +76,7 @@ def decode_nifti(data: bytes, config: DecodeConfig) -> MedicalImage:
         spacing_source=SpacingSource.AFFINE,
         geometry=_geometry(header, turn, shape[:3]),
         slice_order=tuple(range(len(grid))),
+        header=HeaderFields(may_contain_text=code in (_RGB, _RGBA)),
         source_format="nifti",
     )
 

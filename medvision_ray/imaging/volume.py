@@ -78,6 +78,7 @@ def stack(slices: Sequence[MedicalImage], config: DecodeConfig) -> MedicalImage:
         pixels=pixels,
         geometry=geometry,
         slice_order=tuple(range(len(slices))),
+        header=replace(first.header, may_contain_text=any(image.header.may_contain_text for image in slices)),
         frame_display=() if all(_alike(displays[0], other) for other in displays[1:]) else displays,
     )
 

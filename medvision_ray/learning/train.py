@@ -24,6 +24,7 @@ from medvision_ray.learning.labels import LabelTable, load_labels
 from medvision_ray.learning.loop import TrainPlan, new_state, train_worker, usable_truth
 from medvision_ray.learning.losses import balanced_class_weights
 from medvision_ray.learning.publish import Best, publish_bundle
+from medvision_ray.privacy import address_pseudonymiser
 
 Progress = Callable[[str], None]
 _KEPT_CHECKPOINTS = 2
@@ -65,6 +66,7 @@ def train(job: TrainJob, progress: Progress = lambda line: None) -> TrainResult:
     bundle_uri = storage.join(job.output, "bundles", name)
     folder = storage.join(job.output, "training", name)
     table = load_labels(job.labels)
+    names = address_pseudonymiser(job.privacy)
     done = _finished(bundle_uri, name, config_hash)
     if done is not None:
         progress(f"{name} is trained already: {done.uri}")
@@ -90,7 +92,8 @@ def train(job: TrainJob, progress: Progress = lambda line: None) -> TrainResult:
         clock = time.perf_counter()
         labels = table.summary()
         facts = {"labels": labels, "failures": decoded.failures, "config_hash": config_hash, "seed": job.seed}
-        digests = [image_digest(table.uris[row]) for row in plan.train]
+        facts["image_digests"] = "hashed" if names else "plain"
+        digests = [image_digest(table.uris[row], names) for row in plan.train]
         bundle = publish_bundle(
             bundle_uri, name, plan, best, dataset=decoded.dataset, facts=facts, train_digest=digests
         )

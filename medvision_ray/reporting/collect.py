@@ -18,6 +18,7 @@ from medvision_ray.config import DecodeConfig, ReportJob
 from medvision_ray.imaging.decode import decode
 from medvision_ray.imaging.errors import DecodeError
 from medvision_ray.imaging.preprocess import prepare
+from medvision_ray.privacy import HASHED
 from medvision_ray.reporting.overlays import Example
 from medvision_ray.reporting.report import ReportContent, render
 from medvision_ray.scoring.masks import decode_mask
@@ -121,8 +122,8 @@ def _truth(bundle: Bundle, details: pd.DataFrame) -> tuple[Any, Any, Any]:
 
 def _examples(job: ReportJob, bundle: Bundle, details: pd.DataFrame | None) -> list[Example]:
     """Single-frame images spread over the Dice range, worst and best among them, so that nothing flatters."""
-    if details is None or job.examples == 0:
-        return []
+    if details is None or job.examples == 0 or details["uri"].str.startswith(HASHED).all():
+        return []  # images of pseudonyms can't be read
     single = details[details["frames"] == 1].sort_values(["dice", "image_id"])
     places = np.unique(np.linspace(0, len(single) - 1, min(job.examples, len(single))).round().astype(int))
     shown = [_example(bundle, row) for row in single.iloc[places].itertuples()]

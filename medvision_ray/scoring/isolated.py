@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from medvision_ray.config import DecodeConfig, PreprocessConfig
+from medvision_ray.config import DecodeConfig, PreprocessConfig, PrivacyConfig
 from medvision_ray.errors import StorageError
 from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
 from medvision_ray.privacy import Pseudonymiser
@@ -113,11 +113,12 @@ class IsolatedReader:
             stderr=subprocess.DEVNULL,
             env=environment,
         )
-        key = self._reader.pseudonymiser.key if self._reader.pseudonymiser else None
+        keys = self._reader.pseudonymiser
         settings = {
             "decode": self._reader.decode.model_dump(mode="json"),
             "preprocess": self._reader.preprocess.model_dump(mode="json"),
-            "key": base64.b64encode(key).decode() if key else None,
+            "key": base64.b64encode(keys.key).decode() if keys else None,
+            "policy": keys.policy.model_dump(mode="json") if keys else None,
         }
         _send(self._child.stdin, settings)
         _receive_line(self._child.stdout, time.monotonic() + _START_SECONDS)
@@ -166,9 +167,8 @@ def _serve() -> None:
     cv2.setNumThreads(1)
     settings = json.loads(sys.stdin.buffer.readline())
     config = DecodeConfig.model_validate_json(json.dumps(settings["decode"]))
-    key = base64.b64decode(settings["key"]) if settings["key"] else None
     preprocess = PreprocessConfig.model_validate_json(json.dumps(settings["preprocess"]))
-    reader = ObjectReader(config, preprocess, Pseudonymiser(key) if key else None)
+    reader = ObjectReader(config, preprocess, _pseudonymiser(settings))
     _limit_memory(config.max_memory_bytes)
     _answer(out, {"ready": True})
     for line in sys.stdin.buffer:
@@ -189,6 +189,13 @@ def _serve() -> None:
             continue
         pixels = np.ascontiguousarray(ready.pixels).tobytes()
         _answer(out, {**ready.facts(), "effort": dataclasses.asdict(effort)}, pixels)
+
+
+def _pseudonymiser(settings: dict[str, Any]) -> Pseudonymiser | None:
+    if settings["key"] is None:
+        return None
+    policy = PrivacyConfig.model_validate_json(json.dumps(settings["policy"]))
+    return Pseudonymiser(base64.b64decode(settings["key"]), policy)
 
 
 def _own_stdout() -> IO[bytes]:

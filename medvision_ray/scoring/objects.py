@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ from medvision_ray.imaging.decode import decode
 from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
 from medvision_ray.imaging.geometry import SpacingSource
 from medvision_ray.imaging.grid import GridTransform
+from medvision_ray.imaging.header_fields import HeaderFields
 from medvision_ray.imaging.image import SubjectKeys
 from medvision_ray.imaging.preprocess import prepare
 from medvision_ray.imaging.volume import decode_series
@@ -59,6 +60,7 @@ class PreparedObject:
         spacing_mm: row and column spacing, or None.
         spacing_source: where that comes from, and by that whether areas may be computed with it.
         keys: keyed pseudonyms.
+        header: what else of the header may enter tables.
     """
 
     pixels: NDArray[np.uint8]
@@ -67,6 +69,7 @@ class PreparedObject:
     spacing_mm: tuple[float, float] | None
     spacing_source: SpacingSource
     keys: SubjectKeys
+    header: HeaderFields = field(default_factory=HeaderFields)
 
     def facts(self) -> dict[str, Any]:
         """All but the pixels, as JSON can hold it; `from_facts` is the way back."""
@@ -77,6 +80,7 @@ class PreparedObject:
             "spacing_mm": self.spacing_mm,
             "spacing_source": self.spacing_source.value,
             "keys": asdict(self.keys),
+            "header": asdict(self.header),
         }
 
     @staticmethod
@@ -91,6 +95,7 @@ class PreparedObject:
             (spacing[0], spacing[1]) if spacing else None,
             SpacingSource(facts["spacing_source"]),
             SubjectKeys(**facts["keys"]),
+            HeaderFields(**facts["header"]),
         )
 
 
@@ -172,5 +177,11 @@ class ObjectReader:
         with effort.timing("preprocess"):
             ready = prepare(image, self.preprocess)
         return PreparedObject(
-            ready.pixels, ready.transform, image.modality, image.spacing_mm, image.spacing_source, image.keys
+            ready.pixels,
+            ready.transform,
+            image.modality,
+            image.spacing_mm,
+            image.spacing_source,
+            image.keys,
+            image.header,
         )

@@ -58,6 +58,8 @@ class Preparer:
 
     def read_ahead(self, entries: list[dict[str, Any]]) -> None:
         """Begin to read the block that `prepare` gets next, while the caller still leaves its marker."""
+        if self._settings.decode.isolation == "process":
+            return  # the child reads
         self._reads = _ReadAhead(self._pool, self._reader, entries, 2 * self._settings.scoring.read_threads + 1)
 
     def prepare(self, entries: list[dict[str, Any]], earlier: int) -> Iterator[Outcome]:
@@ -72,12 +74,13 @@ class Preparer:
         attempts = earlier + 1
         if earlier >= self._settings.scoring.max_attempts:
             lost = Failure.of(DecodeError(ErrorCode.WORKER_CRASH, Stage.DECODE, attempts=earlier))
-            yield from (Outcome(entry, lost, Effort(), earlier) for entry in entries)
+            yield from (Outcome(self._as_told(entry), lost, Effort(), earlier) for entry in entries)
             return
-        each = self._each_alone(entries) if earlier else self._each(entries)
+        apart = earlier or self._settings.decode.isolation == "process"
+        each = self._each_alone(entries) if apart else self._each(entries)
         for entry, (result, effort) in zip(entries, each, strict=False):
             self._count_unread(entry, result)
-            yield Outcome(entry, result, effort, attempts)
+            yield Outcome(self._as_told(entry), result, effort, attempts)
             if self._settings.past_deadline:
                 return
 
@@ -89,6 +92,10 @@ class Preparer:
             self._unread = 0
             members = entry.get("members")
             storage.exists(members[0]["uri"] if members else entry["uri"])  # raises where the store stays away
+
+    def _as_told(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """An inventory row with its address as the tables have it; nothing after reading needs the other one."""
+        return {**entry, "uri": self._settings.pseudonymiser.address(entry["uri"])}
 
     def _each(self, entries: list[dict[str, Any]]) -> Iterator[tuple[PreparedObject | Failure, Effort]]:
         if self._reads is None or self._reads.entries is not entries:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import uuid
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import date, datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -124,6 +124,7 @@ def scored_row(
         "frame_results": nested,
         "preprocess_id": preprocess_id,
         "scored_at": datetime.now(timezone.utc),
+        **_header_columns(ready),
     }
     if probabilities is not None:
         row.update(zip(tables.probability_columns(bundle.classes), probabilities.tolist(), strict=True))
@@ -166,6 +167,11 @@ def _mask_columns(ready: PreparedObject, mask: EncodedMask | None, save: bool) -
     area = mask.pixels * spacing[0] * spacing[1] if spacing else None
     box = list(mask.box) if mask.box else None
     return {"mask_fraction": mask.fraction, "mask_area_mm2": area, "mask_box": box, "mask": mask.data if save else None}
+
+
+def _header_columns(ready: PreparedObject) -> dict[str, Any]:
+    day = ready.header.study_date
+    return {**vars(ready.header), "study_date": date.fromisoformat(day) if day else None}
 
 
 def _frame_row(bundle: Bundle, ready: PreparedObject, index: int, frame: FrameResult, save: bool) -> dict[str, Any]:

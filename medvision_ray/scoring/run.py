@@ -27,7 +27,7 @@ from medvision_ray.config import EvaluateJob, ScoreJob
 from medvision_ray.errors import CredentialsError, MedVisionError, StorageError, UsageError
 from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
 from medvision_ray.logs import Reporter
-from medvision_ray.privacy import load_pseudonymiser
+from medvision_ray.privacy import Pseudonymiser, address_pseudonymiser, load_pseudonymiser
 from medvision_ray.scoring.attempts import forgive_attempts, unfinished_blocks
 from medvision_ray.scoring.lease import lease
 from medvision_ray.scoring.pipeline import CommittedRows, cut_blocks, plan, score_pass
@@ -94,9 +94,8 @@ def preview(job: ScoreJob) -> dict[str, Any]:
 
 
 def _new_objects(job: ScoreJob, bundle: Bundle) -> Inventory:
-    return only_new(
-        list_archive(job.archive), job.output, bundle.model_id, job.archive.limit, retry_failed=job.retry_failed
-    )
+    listed = list_archive(job.archive, address_pseudonymiser(job.privacy))
+    return only_new(listed, job.output, bundle.model_id, job.archive.limit, retry_failed=job.retry_failed)
 
 
 def _check_codes(job: ScoreJob) -> None:
@@ -125,7 +124,7 @@ def execute(run: RunPlan, inventory_of: Callable[[Bundle], Inventory], say: Repo
             say(f"Run {run_key} is published already; nothing to do.")
             return replace(finished, over_budget=over_budget(run.job.budget, finished))
         started = time.monotonic()
-        inventory, identity = _freeze(run, bundle, run_key, folder, inventory_of)
+        inventory, identity = _freeze(run, bundle, folder, inventory_of, pseudonymiser)
         seconds = {"list": time.monotonic() - started}
         say(
             f"{inventory.objects.num_rows} objects to score, {inventory.already_done} already done, "
@@ -192,9 +191,10 @@ def _next_run_key(run: RunPlan, base: str) -> str:
 
 
 def _freeze(
-    run: RunPlan, bundle: Bundle, run_key: str, folder: str, inventory_of: Callable[[Bundle], Inventory]
+    run: RunPlan, bundle: Bundle, folder: str, inventory_of: Callable[[Bundle], Inventory], names: Pseudonymiser
 ) -> tuple[Inventory, RunIdentity]:
     """The inventory and the identity of the run's first start, from an earlier attempt where there was one."""
+    run_key = folder.rsplit("/", 1)[-1]
     place, facts_place = storage.join(folder, "inventory.parquet"), storage.join(folder, "run.json")
     known = storage.exists(place)
     inventory = read_frozen(place) if known else freeze(inventory_of(bundle), place, run.job.scoring.block_rows)
@@ -202,6 +202,7 @@ def _freeze(
         "started_at": datetime.now(timezone.utc).isoformat(),
         "model_id": bundle.model_id,
         "archive": run.archive,
+        "pseudonyms": names.fingerprint,
     }
     if not storage.create_exclusive(facts_place, json.dumps(facts).encode()):
         facts = json.loads(storage.read_bytes(facts_place))
@@ -211,6 +212,11 @@ def _freeze(
                 f"Expected {name} {facts[name]}, with which the run {run_key} was started, but got {ours}. "
                 "Give this run another `run_key`, or finish that one as it began."
             )
+    if facts.get("pseudonyms", names.fingerprint) != names.fingerprint:
+        raise MedVisionError(
+            f"Expected the pseudonym key and `privacy.uri` with which the run {run_key} was started, but one of them "
+            "is another. Give this run another `run_key`, or finish that one as it began."
+        )
     started_at = datetime.fromisoformat(facts["started_at"])
     return inventory, RunIdentity(run_key, run.name, bundle.model_id, run.archive, started_at)
 
@@ -258,7 +264,7 @@ def _score_missing(
                     "the run can be finished with the same command."
                 )
     if missing.num_rows and not settings.past_deadline:
-        _give_up(folder, missing, classes)
+        _give_up(settings, missing, classes)
     return (first - missing.num_rows) / seconds if seconds > 0 else None
 
 
@@ -278,9 +284,10 @@ def _stop_where_the_store_is_away(error: Exception) -> None:
         ) from None
 
 
-def _give_up(folder: str, missing: pa.Table, classes: tuple[str, ...]) -> None:
+def _give_up(settings: WorkerSettings, missing: pa.Table, classes: tuple[str, ...]) -> None:
     """Failure rows for objects that no pass brought through."""
     from medvision_ray.scoring.objects import Failure  # loads every decoder: not for a run that loses nothing
 
     lost = Failure.of(DecodeError(ErrorCode.WORKER_CRASH, Stage.PREDICT, attempts=_PASSES))
-    write_rows(to_table([failed_row(entry, lost, _PASSES) for entry in missing.to_pylist()], classes), folder)
+    entries = [{**entry, "uri": settings.pseudonymiser.address(entry["uri"])} for entry in missing.to_pylist()]
+    write_rows(to_table([failed_row(entry, lost, _PASSES) for entry in entries], classes), settings.run_folder)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from medvision_ray.config import HEADER_FIELDS
 from medvision_ray.errors import LabelError
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
@@ -29,6 +30,12 @@ _MASK_COLUMNS = [
     pa.field("mask_box", pa.list_(pa.int32())),
     pa.field("mask", pa.binary()),
 ]
+HEADER_COLUMNS = [
+    *[pa.field(name, pa.float64() if name in ("kvp", "slice_thickness_mm") else pa.string()) for name in HEADER_FIELDS],
+    pa.field("study_date", pa.date32()),
+    pa.field("may_contain_text", pa.bool_()),
+]
+"""Of the header, what the site's `privacy` lets in; null where it does not, or the header says nothing usable."""
 FRAME = pa.struct(
     [
         pa.field("frame", pa.int32()),
@@ -95,7 +102,10 @@ RUNS = pa.schema(
 )
 TABLES = ("predictions", "failures", "metrics", "runs")
 PARTITIONS = {"predictions": ["model_id", "run_date"], "failures": [], "metrics": [], "runs": []}
-LATER = {"runs": frozenset(RUNS.names[RUNS.get_field_index("state") :]), "predictions": frozenset(("spacing_source",))}
+LATER = {
+    "runs": frozenset(RUNS.names[RUNS.get_field_index("state") :]),
+    "predictions": frozenset(("spacing_source", *(column.name for column in HEADER_COLUMNS))),
+}
 """Columns that the first version did not write: a table may lack them until the next commit adds them."""
 
 
@@ -147,6 +157,7 @@ def predictions_schema(classes: Sequence[str]) -> pa.Schema:
             pa.field("scored_at", TIMESTAMP),
             # From here on: null in rows of earlier versions (LATER).
             pa.field("spacing_source", pa.string()),
+            *HEADER_COLUMNS,
         ]
     )
 

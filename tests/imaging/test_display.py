@@ -16,6 +16,7 @@ from medvision_ray.config import DecodeConfig
 from medvision_ray.imaging.decode import decode
 from medvision_ray.imaging.display import (
     Bounds,
+    _taken,
     frame_scalings,
     modality_values,
     percentile_bounds,
@@ -128,6 +129,14 @@ def test_percentiles_leave_padding_out_and_span_all_frames(kind: str) -> None:
 
 def test_values_that_are_no_numbers_are_black() -> None:
     assert show(np.array([[np.nan, 1.0]]), Display(), Bounds(0, 1)).tolist() == [[0, 65535]]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 70_000), (300, 500), (70_000, 1)])
+def test_looking_up_a_few_rows_at_a_time_changes_nothing(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    table = rng.integers(0, 65536, 4096).astype(np.uint16)
+    indices = rng.integers(0, 4096, shape).astype(np.uint16)
+    np.testing.assert_array_equal(_taken(table, indices), table[indices])
 
 
 def lut(first: int, entries: list[int], bits: int) -> Sequence:

@@ -154,6 +154,12 @@ def test_slices_that_display_alike_share_one_display(phantom_series: Series) -> 
     assert decode_series(phantom_series(3), CONFIG).frame_display == ()
 
 
+def test_letters_in_one_slice_are_letters_in_the_volume(phantom_series: Series) -> None:
+    clean = [changed(part, BurnedInAnnotation="NO") for part in phantom_series(3)]
+    assert not decode_series(clean, CONFIG).header.may_contain_text
+    assert decode_series([*clean[:2], changed(clean[2], BurnedInAnnotation="YES")], CONFIG).header.may_contain_text
+
+
 def test_signed_and_unsigned_slices_keep_their_values(phantom_series: Series) -> None:
     parts = phantom_series(2)
     pixels = np.full((64, 64), -5, "<i2")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,9 @@ import pyarrow as pa
 import pytest
 
 from medvision_ray import storage
-from medvision_ray.archive.inventory import list_archive
+from medvision_ray.archive.inventory import image_ids, list_archive
 from medvision_ray.bundle import Bundle
-from medvision_ray.config import ArchiveConfig, DecodeConfig, PreprocessConfig, ScoringConfig
+from medvision_ray.config import ArchiveConfig, DecodeConfig, PreprocessConfig, PrivacyConfig, ScoringConfig
 from medvision_ray.demo.archive import PhantomArchive
 from medvision_ray.errors import CredentialsError, StorageError
 from medvision_ray.imaging.decode import decode
@@ -283,3 +284,24 @@ def test_watchdog_ends_a_process_that_takes_too_much_memory() -> None:
         "    time.sleep(100)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=90).returncode == 1
+
+
+def test_isolation_by_process_prepares_every_object_apart_with_the_same_rows(
+    rows: pa.Table, bundle: Bundle, phantom: PhantomArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = _settings(bundle, tmp_path)
+    apart = replace(settings, decode=DecodeConfig(isolation="process"))
+    monkeypatch.setattr(ObjectReader, "prepare", lambda *_: pytest.fail("an object was decoded in the worker"))
+    assert _comparable(_score(apart, bundle, _block(phantom))) == _comparable(rows)
+
+
+def test_rows_have_pseudonyms_of_addresses_where_the_site_wants_them(
+    rows: pa.Table, bundle: Bundle, phantom: PhantomArchive, tmp_path: Path
+) -> None:
+    names = Pseudonymiser(KEY.key, PrivacyConfig(uri="hash"))
+    block = list_archive(ArchiveConfig(uri=phantom.night_1), names).objects
+    assert block["uri"].equals(_block(phantom)["uri"])  # it can still be read
+    found = _score(replace(_settings(bundle, tmp_path), pseudonymiser=names), bundle, block)
+    assert found["uri"].to_pylist() == [names.address(uri) for uri in rows["uri"].to_pylist()]
+    assert found["image_id"].to_pylist() == image_ids(found["uri"], found["etag"]).tolist()
+    assert not set(found["image_id"].to_pylist()) & set(rows["image_id"].to_pylist())

@@ -179,7 +179,7 @@ class ScoringConfig(Section):
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """Precision of the forward pass; `auto` is bf16 where the GPU or CPU computes in it, else float32. Set it where nodes differ."""
     actors: Positive | None = None
-    """Actors with a model; null is one a CPU (fused) or one a GPU."""
+    """Actors with a model; null is one a CPU or GPU (fused), or one to four a GPU by its CPUs (staged)."""
     save_masks: bool = True
     """Keep each mask, compressed, in its row."""
     max_attempts: Positive = 3

@@ -73,11 +73,15 @@ class Batch:
     has_mask: Tensor
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device, images in channels_last."""
-        images = self.images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-        targets = None if self.targets is None else self.targets.to(device)
-        masks, has_mask = self.masks.to(device, non_blocking=True), self.has_mask.to(device)
-        return Batch(images, self.labels.to(device), targets, masks, has_mask)
+        """The same batch on a device, images in channels_last; the host does not wait for a GPU."""
+
+        def moved(values: Tensor) -> Tensor:
+            source = values.pin_memory() if device.type == "cuda" else values
+            return source.to(device, non_blocking=True)
+
+        images = moved(self.images).contiguous(memory_format=torch.channels_last)
+        targets = None if self.targets is None else moved(self.targets)
+        return Batch(images, moved(self.labels), targets, moved(self.masks), moved(self.has_mask))
 
 
 class Examples:

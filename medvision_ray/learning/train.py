@@ -75,6 +75,11 @@ def train(job: TrainJob, progress: Progress = lambda line: None) -> TrainResult:
     seconds: dict[str, float] = {}
     with ray_session(job.ray, dashboard=True):
         use_gpu = _check_cluster(job)
+        if job.use_gpu and not use_gpu and cluster_gpus():
+            progress(
+                f"{name}: {job.workers} workers and {cluster_gpus()} GPUs, so they train on CPUs. Set `workers` to "
+                f"{cluster_gpus()} or less to train on GPUs."
+            )
         clock = time.perf_counter()
         decoded = decode_images(table, job)
         check_images(table, decoded, job.max_failure_fraction)

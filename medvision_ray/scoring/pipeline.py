@@ -112,7 +112,9 @@ def score_pass(blocks: list[pa.Table], settings: WorkerSettings, placement: Plac
     context.execution_no_progress_timeout_s = _NO_PROGRESS_SECONDS
 
     def through(data: Any, worker: type, actors: int, gpus: float) -> Any:
-        return data.map_batches(
+        # Its public face refuses whole blocks where GPUs are asked for, and a block is what a marker stands for.
+        # What goes onto a GPU at once is the predictor's affair.
+        return data.map_batches_internal(
             worker,
             fn_constructor_args=(settings,),
             batch_size=None,

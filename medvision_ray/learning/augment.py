@@ -19,14 +19,15 @@ from medvision_ray.config import AugmentConfig
 
 Augment = Callable[[Tensor, Tensor | None, int], tuple[Tensor, Tensor | None]]
 
+_KNOTS = 6  # control points along each side of an elastic deformation
 _LUMA = (0.2989, 0.587, 0.114)  # torchvision's, ITU-R BT.601
 
 
 def build_augment(config: AugmentConfig, size: tuple[int, int]) -> Augment:
     """The augmentation of the train split.
 
-    Geometry moves image (bilinear) and mask (nearest) by the same draw and fills with black; brightness and contrast
-    change the image only. An amount of 0 leaves its step out, so with all at 0 a batch comes back as it went in.
+    Geometry moves image (bilinear) and mask (nearest) by the same draw and fills with black; brightness, contrast, gamma
+    and noise change the image only. An amount of 0 leaves its step out, so with all at 0 a batch comes back as it went in.
 
     Args:
         config: chances and ranges.
@@ -34,8 +35,8 @@ def build_augment(config: AugmentConfig, size: tuple[int, int]) -> Augment:
 
     Returns:
         A function of images uint8 `(N, C, H, W)` with C 1 or 3, masks uint8 `(N, H, W)` or None, and a seed, which gives
-        both on the device they came on. The same seed changes a batch in the same way; the global random state is left
-        as it was.
+        both on the device they came on. The same seed changes a batch in the same way, but for the pattern of the noise,
+        which is each kind of device's own; the global random state is left as it was.
     """
     flips = _flips(config)
     affine = _affine(config)
@@ -44,15 +45,58 @@ def build_augment(config: AugmentConfig, size: tuple[int, int]) -> Augment:
     def augment(images: Tensor, masks: Tensor | None, seed: int) -> tuple[Tensor, Tensor | None]:
         if tuple(images.shape[-2:]) != tuple(size):
             raise ValueError(f"Expected images of {size} pixels, but got {tuple(images.shape[-2:])}.")
-        if not flips and affine is None and jitter is None:
+        if not (flips or affine or jitter or config.elastic_pixels or config.gamma or config.noise):
             return images, masks
         with torch.random.fork_rng(devices=[]):  # v2 draws from the global generator of the CPU
             torch.default_generator.manual_seed(seed)
             draws = [_draw(flips, affine, jitter, images[:1]) for _ in range(len(images))]
+            field = _displacement(config.elastic_pixels, len(images), size) if config.elastic_pixels else None
+            tones = _Tones.draw(config, len(images))
         axes = [axis for axis, _ in flips]
-        return _change(images, masks, draws, axes, moves=affine is not None, colours=jitter is not None)
+        moved, masks = _change(
+            images, masks, draws, axes, moves=affine is not None, colours=jitter is not None, field=field
+        )
+        return tones.apply(moved), masks
 
     return augment
+
+
+def _displacement(pixels: float, n: int, size: tuple[int, int]) -> Tensor:
+    """Shifts of the control points in `affine_grid`'s coordinates, columns first, `(N, 2, knots, knots)`."""
+    return (
+        (2.0 * torch.rand(n, 2, _KNOTS, _KNOTS) - 1.0)
+        * torch.tensor([size[1], size[0]]).reciprocal()[:, None, None]
+        * (2.0 * pixels)
+    )
+
+
+@dataclass(frozen=True)
+class _Tones:
+    """Gamma and noise of a batch: the exponent and the standard deviation of each image, `(N,)`; None where off."""
+
+    exponents: Tensor | None
+    deviations: Tensor | None
+    noise_seed: int
+
+    @staticmethod
+    def draw(config: AugmentConfig, n: int) -> _Tones:
+        bound = math.log1p(config.gamma)
+        exponents = torch.empty(n).uniform_(-bound, bound).exp() if config.gamma else None
+        if not config.noise:
+            return _Tones(exponents, None, 0)
+        return _Tones(exponents, 255.0 * config.noise * torch.rand(n), int(torch.randint(2**62, ())))
+
+    def apply(self, images: Tensor) -> Tensor:
+        if self.exponents is None and self.deviations is None:
+            return images
+        device, pixels = images.device, images.float()
+        if self.exponents is not None:
+            pixels = 255.0 * (pixels / 255.0) ** self.exponents.to(device, non_blocking=True)[:, None, None, None]
+        if self.deviations is not None:
+            here = torch.Generator(device).manual_seed(self.noise_seed)
+            pattern = torch.randn(pixels.shape, generator=here, device=device)
+            pixels = pixels + pattern * self.deviations.to(device, non_blocking=True)[:, None, None, None]
+        return pixels.round().clamp(0, 255).to(images.dtype)
 
 
 @dataclass(frozen=True)
@@ -118,6 +162,7 @@ def _change(
     *,
     moves: bool,
     colours: bool,
+    field: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
     """The drawn changes, made to all images of a batch.
 
@@ -125,6 +170,7 @@ def _change(
         axes: of the draws' flips.
         moves: whether there are affine maps.
         colours: whether there are brightness and contrast.
+        field: of `_displacement`.
     """
 
     def each(values: list[object], *shape: int) -> Tensor:
@@ -136,9 +182,13 @@ def _change(
         flipped = each([draw.flips[place] for draw in draws], 1, 1, 1)
         pixels = torch.where(flipped, pixels.flip(axis), pixels)
         marks = None if marks is None else torch.where(flipped, marks.flip(axis), marks)
-    if moves:
+    if moves or field is not None:
         theta = each([draw.inverse for draw in draws], 2, 3)
         grid = F.affine_grid(theta, [len(images), 1, *images.shape[-2:]], align_corners=False)
+        if field is not None:
+            knots = field.to(images.device, non_blocking=True)
+            shifts = F.interpolate(knots, images.shape[-2:], mode="bilinear", align_corners=True)
+            grid = grid + shifts.permute(0, 2, 3, 1)
         pixels = F.grid_sample(pixels, grid, mode="bilinear", align_corners=False).round()
         marks = None if marks is None else F.grid_sample(marks, grid, mode="nearest", align_corners=False)
     if colours:

@@ -128,7 +128,8 @@ def new_state(plan: TrainPlan, device: torch.device, *, with_weights: bool) -> T
         load_encoder_weights(model, architecture.weights)
     model = model.to(device).to(memory_format=torch.channels_last)
     groups = parameter_groups(model, job.learning_rate, job.layer_decay, job.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=job.learning_rate, weight_decay=job.weight_decay)
+    fused = device.type == "cuda"  # one call a group in place of a dozen
+    optimizer = torch.optim.AdamW(groups, lr=job.learning_rate, weight_decay=job.weight_decay, fused=fused)
     return TrainingState(model, Ema(model, job.ema_decay) if job.ema_decay else None, optimizer)
 
 
@@ -141,6 +142,7 @@ def train_worker(config: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     tables = ray.train.get_dataset_shard("images").iter_batches(batch_size=None, batch_format="pyarrow")
     examples = Examples(tables, plan.truth, plan.job.preprocess.channels, plan.job.preprocess.size)
+    examples.keep_on(device)
     checkpoint = ray.train.get_checkpoint()
     state = new_state(plan, device, with_weights=checkpoint is None)
     if checkpoint is not None:

@@ -197,7 +197,9 @@ def _plan(job: TrainJob, folder: str, table: LabelTable, decoded: DecodedImages)
             "Expected a val split with labels or masks, which chooses the epoch that is kept, but it is empty. Mark some "
             "patients `val` in the split column, or clear the column to have splits made by patient."
         )
-    architecture = job.model.model_copy(update=heads)
+    # Without a mask or a label to learn from there is nothing to guide, or nobody to be guided.
+    pooling = job.model.pooling if all(heads.values()) else "average"
+    architecture = job.model.model_copy(update={**heads, "pooling": pooling})
     classes = table.classes if heads["classification"] else ()
     weights = _class_weights(job, truth, rows["train"], len(classes))
     return TrainPlan(job, folder, architecture, classes, truth, rows["train"], rows["val"], weights)

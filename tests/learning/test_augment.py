@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torchvision import tv_tensors
@@ -138,3 +139,35 @@ def test_a_batch_changes_as_torchvision_changes_its_images(channels: int, size: 
     assert difference.max() <= 3
     assert (difference > 0).float().mean() < 0.01
     assert (moved_masks != expected[:, -1]).float().mean() < 0.001
+
+
+def test_gamma_is_torchvisions_for_some_exponent_in_the_range() -> None:
+    image = torch.randint(20, 200, (1, 1, *SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    got, _ = build_augment(AugmentConfig.model_validate({**NOTHING, "gamma": 0.3}), SIZE)(image, None, 5)
+    assert not torch.equal(got, image)
+    exponents = np.geomspace(1 / 1.3, 1.3, 601)
+    worst = [int((v2.functional.adjust_gamma(image, float(f)).int() - got.int()).abs().max()) for f in exponents]
+    assert min(worst) <= 1  # torchvision cuts to whole numbers, this rounds
+
+
+def test_noise_differs_by_pixel_and_keeps_the_mean() -> None:
+    image = torch.full((8, 1, *SIZE), 128, dtype=torch.uint8)
+    got, _ = build_augment(AugmentConfig.model_validate({**NOTHING, "noise": 0.1}), SIZE)(image, None, 2)
+    deviations = got.float().std(dim=(1, 2, 3))
+    assert got.float().mean().item() == pytest.approx(128, abs=1)
+    assert 3 < deviations.max().item() <= 0.1 * 255 * 1.1
+    assert len(set(deviations.tolist())) == 8
+
+
+def test_elastic_displacement_is_smooth_bounded_and_moves_image_and_mask_alike() -> None:
+    images, masks = squares()
+    config = AugmentConfig.model_validate({**NOTHING, "elastic_pixels": 4.0})
+    moved_images, moved_masks = build_augment(config, SIZE)(images, masks, 3)
+    assert moved_masks is not None
+    assert not torch.equal(moved_masks, masks)
+    bright = moved_images[:, 0] > 100
+    assert (bright & (moved_masks > 0)).sum() / (bright | (moved_masks > 0)).sum() > 0.97
+    # Nothing moves further than 4 pixels: what was 6 pixels inside is lesion still, 6 pixels outside is not.
+    assert moved_masks[:, 24:34, 18:24].all()
+    assert not moved_masks[:, :12].any()
+    assert not moved_masks[:, 46:].any()

@@ -20,6 +20,7 @@ from rle.utils import decode_pixel_data as decode_rle
 
 from medvision_ray.imaging.codestream import CodestreamInfo, read_jpeg, read_jpeg2000, require_jpeg_end
 from medvision_ray.imaging.errors import DecodeError, ErrorCode
+from medvision_ray.imaging.reduced import decode_halved
 
 
 class Family(str, Enum):
@@ -67,6 +68,7 @@ class FrameFormat:
         photometric: PhotometricInterpretation.
         low_bit: bits below the sample, by the retired HighBit over BitsStored - 1; 0 in almost every file.
         max_tiles: most JPEG 2000 tiles that a frame may have.
+        halvings: not of the data set: how often the sides of JPEG 2000 frames are halved in decoding.
     """
 
     rows: int
@@ -78,6 +80,7 @@ class FrameFormat:
     photometric: str
     low_bit: int = 0
     max_tiles: int = 65_536
+    halvings: int = 0
 
 
 def decode_frame(data: bytes, family: Family, expected: FrameFormat) -> tuple[NDArray[np.generic], bool]:
@@ -85,7 +88,7 @@ def decode_frame(data: bytes, family: Family, expected: FrameFormat) -> tuple[ND
 
     Returns:
         Samples of shape `(rows, columns)` or `(rows, columns, 3)`, in the smallest integer type
-        that the codec gives, and whether colour is still YBR_FULL.
+        that the codec gives, and whether colour is still YBR_FULL. With `halvings`, fewer rows and columns.
 
     Raises:
         DecodeError: DIMENSION_MISMATCH where the codestream's size is not the header's,
@@ -96,6 +99,8 @@ def decode_frame(data: bytes, family: Family, expected: FrameFormat) -> tuple[ND
         return _decode_rle(data, expected)
     info = read_jpeg2000(data) if family is Family.JPEG_2000 else read_jpeg(data)
     _require_same_size(info, expected)
+    if expected.halvings:
+        return _as_stored(decode_halved(data, info, expected.halvings), family, info, expected), False
     ybr = expected.photometric.startswith("YBR_FULL")
     if family in (Family.JPEG, Family.JPEG_LS):
         require_jpeg_end(data)  # without one CharLS refuses too, but after seconds of search in a small frame

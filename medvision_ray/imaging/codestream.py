@@ -101,6 +101,18 @@ def require_jpeg_end(data: bytes) -> None:
         raise DecodeError(ErrorCode.TRUNCATED, expected="jpeg_end_marker")
 
 
+def bare_jpeg2000(data: bytes) -> bytes:
+    """A JPEG 2000 codestream without the boxes of a JP2 file before it.
+
+    Raises:
+        DecodeError: CORRUPT where there is none.
+    """
+    start = data.find(_SIZ, 0, 4096)
+    if start < 0:
+        raise DecodeError(ErrorCode.CORRUPT, expected="jpeg2000_size_segment")
+    return data[start:]
+
+
 def read_jpeg2000(data: bytes) -> CodestreamInfo:
     """Read a JPEG 2000 SIZ segment (ITU-T T.800 A.5.1), bare or in a JP2 file.
 

@@ -15,6 +15,7 @@ from medvision_ray.imaging.codecs import Family, decode_frame, inflate_frame, sh
 from medvision_ray.imaging.dicom_header import PixelHeader
 from medvision_ray.imaging.errors import DecodeError, ErrorCode
 from medvision_ray.imaging.palette import read_palette
+from medvision_ray.imaging.reduced import halvings
 
 Pixels = NDArray[np.generic]
 
@@ -39,6 +40,29 @@ def read_pixels(dataset: Dataset, header: PixelHeader) -> Pixels:
     if header.frame.samples == 1 or stored.dtype == np.uint8:
         return stored
     return np.right_shift(stored, max(header.frame.bits_stored - 8, 0)).astype(np.uint8)
+
+
+def read_reduced(dataset: Dataset, header: PixelHeader, model_size: tuple[int, int]) -> Pixels | None:
+    """Grey JPEG 2000 frames at the lowest resolution that is enough for a model of this size.
+
+    Returns:
+        As `read_pixels`, but fewer rows and columns; None where that cannot be, and all is to be decoded:
+        other encodings, frames that are not far larger than the model's, whatever has no such resolution.
+    """
+    if header.family is not Family.JPEG_2000 or not header.frame.photometric.startswith("MONOCHROME"):
+        return None
+    most = halvings(header.frame.rows, header.frame.columns, model_size)
+    tries = (_read_halved(dataset, header, times) for times in range(most, 0, -1))
+    return next((pixels for pixels in tries if pixels is not None), None)
+
+
+def _read_halved(dataset: Dataset, header: PixelHeader, times: int) -> Pixels | None:
+    try:
+        return read_stored(dataset, replace(header, frame=replace(header.frame, halvings=times)))
+    except MemoryError:
+        raise
+    except Exception:  # damaged, or no such resolution: decoding more of it tells which
+        return None
 
 
 def read_stored(dataset: Dataset, header: PixelHeader) -> Pixels:

@@ -138,7 +138,7 @@ def _row_maker(settings: WorkerSettings, bundle: Bundle) -> RowMaker:
     torch.set_num_threads(1)
     predictor = Predictor(bundle, settings.scoring.precision)
     size = settings.scoring.batch_size or (16 if predictor.device.type == "cpu" else 128)
-    return RowMaker(bundle, predictor, size, settings.scoring.save_masks)
+    return RowMaker(bundle, predictor, size, settings.scoring.save_masks, reduced=settings.decode.reduced)
 
 
 def _record(rows: list[dict[str, Any]], settings: WorkerSettings, batch_size: int) -> None:

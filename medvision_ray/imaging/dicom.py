@@ -9,12 +9,14 @@ from io import BytesIO
 
 import pydicom
 from pydicom import config as pydicom_config
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 from pydicom.uid import UID
 
 from medvision_ray.config import DecodeConfig
 from medvision_ray.imaging.burned_in import may_contain_text
+from medvision_ray.imaging.codecs import Family
 from medvision_ray.imaging.dicom_display import is_for_processing, read_display
 from medvision_ray.imaging.dicom_geometry import read_geometry, read_spacing
 from medvision_ray.imaging.dicom_header import element, read_pixel_header, text
@@ -94,6 +96,8 @@ def decode_dicom(
     suspect = may_contain_text(dataset, modality, text(dataset, "SOPClassUID"), colour=colour)
     spacing, spacing_source = read_spacing(dataset, modality)
     geometry, slice_order = read_geometry(dataset, header.frames)
+    if header.family is Family.JPEG_2000:
+        _share_pixels(dataset, data)
     reduced = read_reduced(dataset, header, model_size) if model_size else None
     return MedicalImage(
         pixels=read_pixels(dataset, header) if reduced is None else reduced,
@@ -171,6 +175,18 @@ def _inflate(compressed: memoryview, limit: int) -> bytes:
     if not inflater.eof:
         raise DecodeError(ErrorCode.TRUNCATED, inflated_bytes=len(inflated))
     return inflated
+
+
+def _share_pixels(dataset: Dataset, data: bytes) -> None:
+    """Let go of pydicom's copy of the pixel data for a view of the object's own bytes.
+
+    For JPEG 2000, of which OpenJPEG makes 32-bit samples and copies of its own: it takes the most memory of all.
+    """
+    raw = dataset.get_item("PixelData")
+    if isinstance(raw, RawDataElement) and isinstance(raw.value, bytes):
+        view = memoryview(data)[raw.value_tell : raw.value_tell + len(raw.value)]
+        if view == raw.value:
+            dataset[raw.tag] = raw._replace(value=view)
 
 
 def _require_picture(dataset: Dataset, data: bytes) -> None:

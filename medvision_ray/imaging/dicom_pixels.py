@@ -12,6 +12,7 @@ from pydicom.encaps import generate_frames
 from pydicom.pixels.processing import convert_color_space
 
 from medvision_ray.imaging.codecs import Family, decode_frame, inflate_frame, shift_to_stored
+from medvision_ray.imaging.codestream import Buffer
 from medvision_ray.imaging.dicom_header import PixelHeader
 from medvision_ray.imaging.errors import DecodeError, ErrorCode
 from medvision_ray.imaging.palette import read_palette
@@ -20,6 +21,7 @@ from medvision_ray.imaging.reduced import halvings
 Pixels = NDArray[np.generic]
 
 _ITEM_TAG = b"\xfe\xff\x00\xe0"
+_END_TAG = b"\xfe\xff\xdd\xe0"
 
 
 def read_pixels(dataset: Dataset, header: PixelHeader) -> Pixels:
@@ -75,9 +77,9 @@ def read_stored(dataset: Dataset, header: PixelHeader) -> Pixels:
         DecodeError: see `read_pixels`.
     """
     data = dataset[header.keyword].value
-    if not isinstance(data, bytes):
+    if not isinstance(data, (bytes, memoryview)):
         raise DecodeError(ErrorCode.NO_PIXELS)
-    frames = _native(dataset, data, header) if header.family is None else _compressed(dataset, data, header)
+    frames = _native(dataset, bytes(data), header) if header.family is None else _compressed(dataset, data, header)
     if isinstance(frames, np.ndarray):
         return frames
     first = next(frames)
@@ -92,18 +94,30 @@ def read_stored(dataset: Dataset, header: PixelHeader) -> Pixels:
     return pixels
 
 
-def _compressed(dataset: Dataset, data: bytes, header: PixelHeader) -> Iterator[Pixels]:
+def _encoded_frames(data: Buffer, frames: int) -> Iterator[Buffer]:
+    """Frames of encapsulated data (DICOM PS3.5 A.4); the one of a single fragment in a view is not copied."""
+    if isinstance(data, memoryview):
+        start = 16 + int.from_bytes(data[4:8], "little")
+        end = start + int.from_bytes(data[start - 4 : start], "little")
+        last = end == len(data) or data[end : end + 4] == _END_TAG
+        if frames == 1 and data[start - 8 : start - 4] == _ITEM_TAG and end <= len(data) and last:
+            return iter((data[start:end],))
+    encoded: Iterator[bytes] = generate_frames(bytes(data), number_of_frames=frames)
+    return encoded
+
+
+def _compressed(dataset: Dataset, data: Buffer, header: PixelHeader) -> Iterator[Pixels]:
     assert header.family is not None
     if data[:4] != _ITEM_TAG:
         raise DecodeError(ErrorCode.CORRUPT, expected="encapsulated_pixels")
-    encoded = generate_frames(data, number_of_frames=header.frames)
+    encoded = _encoded_frames(data, header.frames)
     for index in range(header.frames):
         source = next(encoded, None)
         if source is None:
             raise DecodeError(ErrorCode.TRUNCATED, frames=header.frames, found=index)
         if header.family is Family.DEFLATED:
             single = replace(header, frames=1, family=None)
-            yield next(iter(_native(dataset, inflate_frame(source, header.frame), single)))
+            yield next(iter(_native(dataset, inflate_frame(bytes(source), header.frame), single)))
             continue
         frame, ybr = decode_frame(source, header.family, header.frame)
         yield _ybr_to_rgb(frame) if ybr else frame

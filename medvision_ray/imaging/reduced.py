@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 
-from medvision_ray.imaging.codestream import CodestreamInfo, bare_jpeg2000
+from medvision_ray.imaging.codestream import Buffer, CodestreamInfo, bare_jpeg2000
 from medvision_ray.imaging.errors import DecodeError, ErrorCode
 
 MARGIN = 2
@@ -36,7 +36,7 @@ def halvings(rows: int, columns: int, model_size: tuple[int, int]) -> int:
     return found
 
 
-def decode_halved(data: bytes, info: CodestreamInfo, times: int) -> NDArray[np.generic]:
+def decode_halved(data: Buffer, info: CodestreamInfo, times: int) -> NDArray[np.generic]:
     """The coarser image of a codestream of one component, its sides halved `times` times and rounded up.
 
     Returns:

@@ -42,7 +42,7 @@ def coded(pixels: NDArray[Any], bits: int = 12, **options: Any) -> bytes:
     return code
 
 
-def dicom_of(*frames: bytes, rows: int = 512, columns: int = 512, **fields: Any) -> bytes:
+def dicom_of(*frames: bytes, rows: int = 512, columns: int = 512, fragments: int = 1, **fields: Any) -> bytes:
     dataset = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
     for keyword in ("PixelPaddingValue", "ImagePositionPatient"):
         del dataset[keyword]
@@ -50,7 +50,7 @@ def dicom_of(*frames: bytes, rows: int = 512, columns: int = 512, **fields: Any)
     dataset.Rows, dataset.Columns, dataset.NumberOfFrames = rows, columns, len(frames)
     for keyword, value in fields.items():
         setattr(dataset, keyword, value)
-    dataset.PixelData = encapsulate(list(frames))
+    dataset.PixelData = encapsulate(list(frames), fragments_per_frame=fragments)
     dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
     dataset.file_meta.TransferSyntaxUID = UID("1.2.840.10008.1.2.4.90")
     out = BytesIO()
@@ -117,6 +117,14 @@ def test_all_frames_of_an_object_have_one_resolution() -> None:
     assert both.pixels.shape == (2, 128, 128)
     mixed = reduced(dicom_of(coded(pixels), coded(pixels, resolutions=2)))
     assert mixed.pixels.shape == (2, 256, 256)
+
+
+@pytest.mark.parametrize("fragments", [1, 3])
+def test_the_fragments_of_a_frame_are_one_codestream(fragments: int) -> None:
+    pixels = film()
+    data = dicom_of(coded(pixels), fragments=fragments)
+    np.testing.assert_array_equal(decode(data, DecodeConfig()).pixels[0], pixels)
+    assert reduced(data).pixels.shape == (1, 128, 128)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])

@@ -34,7 +34,7 @@ from typing import Any
 SIDE = 224
 _UNSAFE = ("SimpleITK", "gdcm", "pydicom default")
 _RASTER = ("png 16 bit 2k", "jpeg 1k")
-_REDUCIBLE = ("cr 2k jpeg 2000",)
+_REDUCIBLE = ("cr 2k jpeg 2000", "jpeg 1k")
 _CLEAR_PEAK = "/proc/self/clear_refs"
 
 

@@ -20,7 +20,7 @@ from rle.utils import decode_pixel_data as decode_rle
 
 from medvision_ray.imaging.codestream import Buffer, CodestreamInfo, read_jpeg, read_jpeg2000, require_jpeg_end
 from medvision_ray.imaging.errors import DecodeError, ErrorCode
-from medvision_ray.imaging.reduced import decode_halved
+from medvision_ray.imaging.reduced import decode_halved, decode_halved_jpeg
 
 
 class Family(str, Enum):
@@ -68,7 +68,7 @@ class FrameFormat:
         photometric: PhotometricInterpretation.
         low_bit: bits below the sample, by the retired HighBit over BitsStored - 1; 0 in almost every file.
         max_tiles: most JPEG 2000 tiles that a frame may have.
-        halvings: not of the data set: how often the sides of JPEG 2000 frames are halved in decoding.
+        halvings: not of the data set: how often the sides of grey JPEG and JPEG 2000 frames are halved in decoding.
     """
 
     rows: int
@@ -107,6 +107,8 @@ def decode_frame(data: Buffer, family: Family, expected: FrameFormat) -> tuple[N
     _require_same_size(info, expected)
     ybr = expected.photometric.startswith("YBR_FULL")
     require_jpeg_end(data)  # without one CharLS refuses too, but after seconds of search in a small frame
+    if expected.halvings and family is Family.JPEG and expected.samples == 1:
+        return _as_stored(decode_halved_jpeg(data, info, expected.halvings), family, info, expected), False
     if family is Family.JPEG:
         frame, ybr = _decode_jpeg(data, info, expected)
     else:

@@ -56,7 +56,7 @@ def _decoder(
         return lambda: decode_dicom(data, config, pseudonymiser, model_size)
     kind = raster_format(data)
     if kind:
-        return lambda: decode_raster(data, kind, config)
+        return lambda: decode_raster(data, kind, config, model_size)
     if looks_like_nifti(data):
         return lambda: decode_nifti(data, config)
     if looks_like_dicom(data):

@@ -45,13 +45,13 @@ def read_pixels(dataset: Dataset, header: PixelHeader) -> Pixels:
 
 
 def read_reduced(dataset: Dataset, header: PixelHeader, model_size: tuple[int, int]) -> Pixels | None:
-    """Grey JPEG 2000 frames at the lowest resolution that is enough for a model of this size.
+    """Grey JPEG 2000 and 8-bit JPEG frames at the lowest resolution that is enough for a model of this size.
 
     Returns:
         As `read_pixels`, but fewer rows and columns; None where that cannot be, and all is to be decoded:
         other encodings, frames that are not far larger than the model's, whatever has no such resolution.
     """
-    if header.family is not Family.JPEG_2000 or not header.frame.photometric.startswith("MONOCHROME"):
+    if header.family not in (Family.JPEG_2000, Family.JPEG) or not header.frame.photometric.startswith("MONOCHROME"):
         return None
     most = halvings(header.frame.rows, header.frame.columns, model_size)
     tries = (_read_halved(dataset, header, times) for times in range(most, 0, -1))

@@ -1,14 +1,16 @@
-"""Grey JPEG 2000 at a lower resolution, for models that see far less than the file holds; off by default.
+"""JPEG 2000 and JPEG at a lower resolution, for models that see far less than the file holds; off by default.
 
-The wavelet's own coarser image is decoded and the finest details are never unpacked, which is what costs.
-It is Pillow that can do that with OpenJPEG; imagecodecs always decodes all. The coarser image is
-no mean over blocks of pixels: prepared pixels differ a little from those of the whole image.
+Of JPEG 2000 the wavelet's own coarser image is decoded and the finest details are never unpacked, which is what
+costs. It is Pillow that can do that with OpenJPEG; imagecodecs always decodes all. Of 8-bit JPEG libjpeg
+computes fewer pixels a block, through OpenCV. Neither is quite the mean over pixels that resizing takes:
+prepared pixels differ a little from those of the whole image.
 """
 
 from __future__ import annotations
 
 from io import BytesIO
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
@@ -18,7 +20,10 @@ from medvision_ray.imaging.errors import DecodeError, ErrorCode
 
 MARGIN = 2
 """How many times the model's input the decoded sides are at least, so that resizing has something to average."""
+MOST_JPEG_HALVINGS = 3
 _MOST_HALVINGS = 5
+_GREY_FLAGS = (-1, cv2.IMREAD_REDUCED_GRAYSCALE_2, cv2.IMREAD_REDUCED_GRAYSCALE_4, cv2.IMREAD_REDUCED_GRAYSCALE_8)
+_COLOUR_FLAGS = (-1, cv2.IMREAD_REDUCED_COLOR_2, cv2.IMREAD_REDUCED_COLOR_4, cv2.IMREAD_REDUCED_COLOR_8)
 
 
 def halvings(rows: int, columns: int, model_size: tuple[int, int]) -> int:
@@ -34,6 +39,24 @@ def halvings(rows: int, columns: int, model_size: tuple[int, int]) -> int:
     ):
         found += 1
     return found
+
+
+def decode_halved_jpeg(data: bytes, info: CodestreamInfo, times: int) -> NDArray[np.uint8]:
+    """An 8-bit JPEG with its sides halved up to three times and rounded up, upright as its EXIF says.
+
+    Returns:
+        Grey `(rows, columns)` of one component, else BGR `(rows, columns, 3)`.
+
+    Raises:
+        DecodeError: UNSUPPORTED_ENCODING for other JPEG, CORRUPT.
+    """
+    if info.precision != 8 or info.lossless or not 1 <= times <= MOST_JPEG_HALVINGS:
+        raise DecodeError(ErrorCode.UNSUPPORTED_ENCODING, bits=info.precision)
+    flags = _GREY_FLAGS if info.components == 1 else _COLOUR_FLAGS
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags[times])
+    if image is None:
+        raise DecodeError(ErrorCode.CORRUPT)
+    return np.asarray(image, np.uint8)
 
 
 def decode_halved(data: Buffer, info: CodestreamInfo, times: int) -> NDArray[np.generic]:

@@ -1,4 +1,4 @@
-"""Grey JPEG 2000 at a lower resolution: the samples are right, the way back is the source's, and it is told."""
+"""JPEG and grey JPEG 2000 at a lower resolution: the samples are right, the way back is the source's, and it is told."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID
@@ -98,6 +99,36 @@ def test_a_real_file_is_shown_nearly_alike_on_the_grid_of_the_source(corpora_dir
     difference = np.abs(one.pixels.astype(int) - other.pixels)
     assert difference.mean() < 1.5  # of 255; the file with most fine detail has 1.2
     assert np.corrcoef(one.pixels.ravel(), other.pixels.ravel())[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_jpeg_is_shown_nearly_alike_upright_on_the_grid_of_the_source(colour: bool, orientation: int) -> None:
+    pixels = film(600, 1201, 8)
+    picture = Image.fromarray(np.stack([pixels, pixels // 2, pixels // 4], axis=-1) if colour else pixels)
+    exif, out = Image.Exif(), BytesIO()
+    exif[0x0112] = orientation
+    picture.save(out, "JPEG", quality=95, exif=exif)
+    whole, less = decode(out.getvalue(), DecodeConfig()), reduced(out.getvalue())
+    assert less.pixels.size * 10 < whole.pixels.size
+    assert less.shape == whole.shape == ((1201, 600) if orientation == 6 else (600, 1201))
+    one, other = prepare(whole, SMALL), prepare(less, SMALL)
+    assert one.transform == other.transform
+    assert np.abs(one.pixels.astype(int) - other.pixels).mean() < 1
+    for cut in (out.getvalue()[:-2000], out.getvalue()[:-2]):
+        with pytest.raises(DecodeError):
+            reduced(cut)
+
+
+def test_a_grey_jpeg_within_dicom_is_shown_nearly_alike(corpora_dir: Path) -> None:
+    path = "torchxrayvision/tests/1.2.276.0.7230010.3.1.4.8323329.6904.1517875201.850819.dcm"
+    data = (corpora_dir / path).read_bytes()
+    whole, less = decode(data, DecodeConfig()), reduced(data, (224, 224))
+    assert (whole.pixels.shape, less.pixels.shape, less.shape) == ((1, 1024, 1024), (1, 512, 512), (1024, 1024))
+    config = PreprocessConfig()
+    one, other = prepare(whole, config), prepare(less, config)
+    assert one.transform == other.transform
+    assert np.abs(one.pixels.astype(int) - other.pixels).mean() < 0.5
 
 
 def test_whatever_has_no_lower_resolution_is_decoded_whole(corpora_dir: Path) -> None:

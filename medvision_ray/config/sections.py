@@ -88,7 +88,7 @@ class DecodeConfig(Section):
     isolation: Literal["worker", "process"] = "worker"
     """`process`: every object is read and decoded in a child process with limits, for hostile archives; `worker`: only suspects are."""
     reduced: bool = False
-    """Scoring decodes JPEG and grey JPEG 2000 at the lowest resolution of twice the model's input: faster, nearly alike (docs/imaging.md)."""
+    """Scoring decodes JPEG and grey JPEG 2000 at a lower resolution, at least twice the model's: faster, nearly alike (docs/imaging.md)."""
     for_processing: Literal["take", "refuse"] = "take"
     """`refuse`: raw X-rays (Presentation Intent Type FOR PROCESSING) fail (`for_processing`); `take`: they are scored and marked."""
     volume_index: Annotated[int, Field(ge=0)] | None = None

@@ -10,8 +10,10 @@ STAMP := $(VENV)/.installed-$(TAG)
 demo: $(STAMP)
 	$(BIN)/medvision demo --folder demo
 
+# Tests that start a Ray of their own take both cores; the others share them out by file.
 test: $(STAMP)
-	$(BIN)/pytest --durations=15
+	$(BIN)/pytest -m "not slow and not integration" -n 2 --dist loadfile --durations=15
+	$(BIN)/pytest -m "integration and not slow" --durations=15
 
 # What every comparable corpus file looks like, beside dcmtk (Debian package dcmtk; skipped without it).
 test-dcmtk: $(STAMP)

@@ -98,7 +98,7 @@ def _begin(bundle: str) -> None:
     reuse_freed_memory()
     loaded = load_bundle(bundle)
     _STATE["reader"] = ObjectReader(DecodeConfig(), loaded.preprocess, None)
-    _STATE["predictor"] = Predictor(loaded, "bf16", "cpu")
+    _STATE["predictor"] = Predictor(loaded, "auto", "cpu")
 
 
 def _batch(uris: list[str]) -> int:

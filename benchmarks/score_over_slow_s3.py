@@ -4,7 +4,7 @@ A read-only S3 server of this script's own (a process of its own; threads, GET, 
 links) serves real images; with `delay` it waits before it answers a GET. moto takes 5 CPU-ms for a GET of 512 KB, half as
 much as an image. Each figure is a whole `score` with a Ray of its own and empty tables on the local disk,
 delays interleaved; images/s are of the middle three fifths of the rows by their own time stamps. The model is a
-MobileNetV2 hybrid with random weights, bf16. The cost is 1 - (rate with delay / rate without), the median over pairs of
+MobileNetV2 hybrid with random weights, precision auto. The cost is 1 - (rate with delay / rate without), the median over pairs of
 neighbours. Limit: `read_threads` reads in flight an actor, so actors x read_threads / delay objects a second, whatever
 the processor does. Writes benchmarks/results/score_over_slow_s3.json.
 

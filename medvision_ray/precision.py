@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 # amx_bf16, avx512_bf16: x86; bf16: Arm. Without them bf16 is emulated and was 15 times slower than float32.
@@ -22,6 +23,19 @@ def runs_in_bf16(precision: str, device_type: str) -> bool:
 
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return cpu_has_bf16()
+
+
+def exact_float32(device_type: str) -> AbstractContextManager[None]:
+    """Inside, what a forward pass computes in float32 is float32 on a GPU too.
+
+    cuDNN's convolutions take TF32 (10 bits of mantissa) for it by default, which no configuration asked for.
+    """
+    if device_type != "cuda":
+        return nullcontext()
+    from torch.backends import cudnn
+
+    kept = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
+    return cudnn.flags(**kept, allow_tf32=False)
 
 
 def cpu_has_bf16(cpuinfo: str = "/proc/cpuinfo") -> bool:

@@ -37,6 +37,10 @@ class ModelConfig(Section):
     """Width of each decoder stage, deepest first; narrower is faster."""
     dropout: Fraction = 0.2
     """Dropout before the classification layer."""
+    pooling: Literal["average", "mask_guided"] = "average"
+    """What the classes are told from: `average` of the deepest features; `mask_guided` adds the features where the mask is."""
+    test_time_flips: tuple[Literal["horizontal", "vertical"], ...] = ()
+    """Also score each image mirrored so, and average the logits; travels in the bundle and costs a forward pass each."""
     weights: str | None = None
     """Initial encoder weights: path or URI of a safetensors file; null starts at random. `imagenet` needs `allow_download`."""
     allow_download: bool = False
@@ -46,6 +50,10 @@ class ModelConfig(Section):
     def _consistent(self) -> ModelConfig:
         if not (self.classification or self.segmentation):
             raise ValueError("at least one of `classification` and `segmentation` must be true")
+        if self.pooling == "mask_guided" and not (self.classification and self.segmentation):
+            raise ValueError("`pooling: mask_guided` needs both `classification` and `segmentation`")
+        if len(set(self.test_time_flips)) != len(self.test_time_flips):
+            raise ValueError("`test_time_flips` names a flip twice")
         if self.weights == "imagenet" and not self.allow_download:
             raise ValueError(
                 "`weights: imagenet` downloads; set `allow_download: true`, or give the path of a safetensors file"
@@ -54,7 +62,7 @@ class ModelConfig(Section):
 
 
 class AugmentConfig(Section):
-    """Random changes of image and mask together (torchvision.transforms.v2)."""
+    """Random changes of image and mask together, on the device that trains."""
 
     horizontal_flip: Fraction = 0.5
     """Chance of a left-right flip."""
@@ -70,6 +78,12 @@ class AugmentConfig(Section):
     """Largest relative change of brightness."""
     contrast: NonNegative = 0.1
     """Largest relative change of contrast."""
+    gamma: NonNegative = 0.0
+    """Largest gamma either way: 0.3 takes pixels in [0, 1] to a power between 1/1.3 and 1.3."""
+    noise: Fraction = 0.0
+    """Largest standard deviation of Gaussian noise, as a fraction of white."""
+    elastic_pixels: NonNegative = 0.0
+    """Largest displacement of a smooth elastic deformation, in pixels."""
 
 
 class LossConfig(Section):
@@ -179,7 +193,7 @@ class ScoringConfig(Section):
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """Precision of the forward pass; `auto` is bf16 where the GPU or CPU computes in it, else float32. Set it where nodes differ."""
     actors: Positive | None = None
-    """Actors with a model; null is one a CPU (fused) or one a GPU."""
+    """Actors with a model; null is one a CPU or GPU (fused), or one to four a GPU by its CPUs (staged)."""
     save_masks: bool = True
     """Keep each mask, compressed, in its row."""
     max_attempts: Positive = 3

@@ -14,6 +14,7 @@ from torch import Tensor
 
 Integers = NDArray[np.int64]
 _View = NDArray[np.uint8]
+_RESIDENT_SHARE = 0.25
 
 
 def derived_seed(*parts: int) -> int:
@@ -73,15 +74,38 @@ class Batch:
     has_mask: Tensor
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device, images in channels_last."""
-        images = self.images.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-        targets = None if self.targets is None else self.targets.to(device)
-        masks, has_mask = self.masks.to(device, non_blocking=True), self.has_mask.to(device)
-        return Batch(images, self.labels.to(device), targets, masks, has_mask)
+        """The same batch on a device, images in channels_last; the host does not wait for a GPU."""
+
+        def moved(values: Tensor) -> Tensor:
+            source = values.pin_memory() if device.type == "cuda" and values.device.type == "cpu" else values
+            return source.to(device, non_blocking=True)
+
+        images = moved(self.images).contiguous(memory_format=torch.channels_last)
+        targets = None if self.targets is None else moved(self.targets)
+        return Batch(images, moved(self.labels), targets, moved(self.masks), moved(self.has_mask))
+
+
+@dataclass(frozen=True)
+class _Resident:
+    """All images on one device, and at which place each row is."""
+
+    places: dict[int, int]
+    everything: Batch
+
+    def batch(self, rows: Integers) -> Batch:
+        device = self.everything.images.device
+        index = torch.tensor([self.places[int(row)] for row in rows])
+        if device.type == "cuda":
+            index = index.pin_memory().to(device, non_blocking=True)
+        found = self.everything
+        targets = None if found.targets is None else found.targets[index]
+        return Batch(found.images[index], found.labels[index], targets, found.masks[index], found.has_mask[index])
 
 
 class Examples:
     """All decoded images of a worker's node, as views into the object store: nothing is copied until a batch is made.
+
+    `keep_on` copies them to a GPU once, where they fit, so that a batch costs no copy from the host.
 
     Args:
         tables: Arrow tables of `ingest.SCHEMA`; rows without pixels are left out.
@@ -95,6 +119,7 @@ class Examples:
         self.size = size
         self._pixels: dict[int, _View] = {}
         self._masks: dict[int, _View] = {}
+        self._resident: _Resident | None = None
         for table in tables:
             for row, index in enumerate(table["index"].to_pylist()):
                 pixels, mask = table["pixels"][row].as_buffer(), table["mask"][row].as_buffer()
@@ -107,8 +132,22 @@ class Examples:
         """Which rows have a mask, `(n,)`."""
         return np.array([int(row) in self._masks for row in rows], dtype=bool)
 
+    def keep_on(self, device: torch.device) -> bool:
+        """Copy all images to a GPU if they take at most a quarter of its free memory; says whether it did."""
+        if device.type != "cuda":
+            return False
+        rows = np.array(sorted(self._pixels), dtype=np.int64)
+        pixel_bytes = sum(view.nbytes for view in self._pixels.values())
+        needed = pixel_bytes + len(rows) * self.size[0] * self.size[1]
+        if not len(rows) or needed > _RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]:
+            return False
+        self._resident = _Resident({int(row): place for place, row in enumerate(rows)}, self.batch(rows).to(device))
+        return True
+
     def batch(self, rows: Integers) -> Batch:
-        """Copy some rows into tensors; missing masks are zero."""
+        """Some rows as tensors, on the CPU or where `keep_on` put them; missing masks are zero."""
+        if self._resident is not None:
+            return self._resident.batch(rows)
         masks = np.zeros((len(rows), *self.size), dtype=np.uint8)
         for place, row in enumerate(rows):
             if int(row) in self._masks:

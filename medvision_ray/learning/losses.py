@@ -73,10 +73,14 @@ class MultiTaskLoss(nn.Module):
 
     def _classification(self, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
         if not self.multi_label:
-            if not (labels >= 0).any():
-                return logits.sum() * 0.0
             smoothing = self.config.label_smoothing
-            return F.cross_entropy(logits, labels, self.class_weights, ignore_index=-1, label_smoothing=smoothing)
+            total = F.cross_entropy(
+                logits, labels, self.class_weights, ignore_index=-1, label_smoothing=smoothing, reduction="sum"
+            )
+            known = (labels >= 0).float()
+            weights = known if self.class_weights is None else known * self.class_weights[labels.clamp(min=0)]
+            # Torch's own mean is 0 / 0 where no sample has a label; asking first would wait for a GPU.
+            return total / torch.where(weights.sum() > 0, weights.sum(), 1.0)
         if targets is None:
             raise ValueError("Expected `targets` (N, K) for a multi-label loss, but got None.")
         known = ~torch.isnan(targets)
@@ -93,13 +97,14 @@ def mask_loss(mask_logits: Tensor, masks: Tensor, has_mask: Tensor) -> Tensor:
         masks: `(N, H, W)`, above 0 is lesion.
         has_mask: bool `(N,)`.
     """
-    logits = mask_logits[has_mask].flatten(1)
-    truth = (masks[has_mask] > 0).flatten(1).to(logits.dtype)
+    logits = mask_logits.flatten(1)
+    truth = (masks > 0).flatten(1).to(logits.dtype)
     entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(dim=1)
     probability = logits.sigmoid()
     overlap = 2.0 * (probability * truth).sum(dim=1) + _DICE_SMOOTH
     dice = overlap / (probability.sum(dim=1) + truth.sum(dim=1) + _DICE_SMOOTH)
-    return (entropy + 1.0 - dice).sum() / has_mask.sum().clamp(min=1)
+    # All images are computed and some left out: choosing first would wait for a GPU to say how many.
+    return torch.where(has_mask, entropy + 1.0 - dice, 0.0).sum() / has_mask.sum().clamp(min=1)
 
 
 def balanced_class_weights(labels: Tensor, n_classes: int) -> Tensor:

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from medvision_ray.config import ModelConfig, PreprocessConfig
 from medvision_ray.errors import ConfigError
+from medvision_ray.learning.mask_pooling import MaskGuidedHead
 
 _MAX_STAGES = 5
 _PROBE_PIXELS = 64
+_FLIP_AXES = {"horizontal": -1, "vertical": -2}
 
 
 class HybridOutput(NamedTuple):
@@ -41,6 +43,7 @@ class HybridCNN(nn.Module):
         encoder_trainable: names of the encoder's parameters that reach an output; the others never ask for a gradient.
         encoder_frozen: the encoder stays in evaluation mode through `train()`, so that its normalisation statistics
             stay as they are; see `optim.freeze_encoder`.
+        flip_axes: axes along which images are mirrored besides, in evaluation mode.
     """
 
     mean: Tensor
@@ -50,6 +53,7 @@ class HybridCNN(nn.Module):
         super().__init__()
         depth = len(config.decoder_channels)
         self.in_channels = config.in_channels
+        self.flip_axes = tuple(_FLIP_AXES[name] for name in config.test_time_flips)
         self.encoder_frozen = False
         self.encoder_trainable: frozenset[str] = frozenset()
         self.encoder = _build_encoder(config, depth)
@@ -63,7 +67,10 @@ class HybridCNN(nn.Module):
             initialize_decoder(self.decoder)
             initialize_head(self.segmentation_head)
         if config.classification:
-            self.classification_head = ClassificationHead(channels[-1], n_classes, dropout=config.dropout)
+            if config.pooling == "mask_guided":
+                self.classification_head = MaskGuidedHead(channels, n_classes, config.dropout)
+            else:
+                self.classification_head = ClassificationHead(channels[-1], n_classes, dropout=config.dropout)
             initialize_head(self.classification_head)
         # Not persistent: preprocessing travels in the bundle's configuration, the weights file holds what is learnt.
         shape = (1, len(preprocess.mean), 1, 1)
@@ -71,19 +78,36 @@ class HybridCNN(nn.Module):
         self.register_buffer("std", torch.tensor(preprocess.std).view(shape), persistent=False)
 
     def forward(self, x: Tensor) -> HybridOutput:
-        """Score a batch.
+        """Score a batch; in evaluation mode each image also mirrored as `test_time_flips` says, the logits averaged.
 
         Args:
             x: pixels 0 to 255, uint8 or float, `(N, C, H, W)` with C 1, 3 or 5, H and W multiples of 32.
         """
+        if self.training or not self.flip_axes:
+            return self._score(x)
+        # One batch, so that every layer is called once: what looks at calls (folding, probes) sees the network as it is.
+        views = self._score(torch.cat([x, *[x.flip(axis) for axis in self.flip_axes]]))
+        logits = mask_logits = None
+        if views.logits is not None:
+            logits = torch.stack(views.logits.chunk(1 + len(self.flip_axes))).mean(dim=0)
+        if views.mask_logits is not None:
+            plain, *mirrored = views.mask_logits.chunk(1 + len(self.flip_axes))
+            back = [mask.flip(axis) for mask, axis in zip(mirrored, self.flip_axes, strict=True)]
+            mask_logits = torch.stack([plain, *back]).mean(dim=0)
+        return HybridOutput(logits, mask_logits)
+
+    def _score(self, x: Tensor) -> HybridOutput:
         x = (x.to(self.mean.dtype) / 255.0 - self.mean) / self.std
         if x.shape[1] == 1 and self.in_channels == 3:
             x = x.expand(-1, 3, -1, -1)
         features = self.encoder(x)
-        logits = None if self.classification_head is None else self.classification_head(features[-1])
-        mask_logits = None
+        logits = mask_logits = None
         if self.decoder is not None and self.segmentation_head is not None:
             mask_logits = self.segmentation_head(self.decoder(features)).squeeze(1)
+        if isinstance(self.classification_head, MaskGuidedHead):
+            logits = self.classification_head(features, mask_logits)
+        elif self.classification_head is not None:
+            logits = self.classification_head(features[-1])
         return HybridOutput(logits, mask_logits)
 
     def train(self, mode: bool = True) -> HybridCNN:

@@ -130,8 +130,10 @@ class Ema:
         """Take in the weights after an optimizer step; `model` is the bare model, not its DDP wrapper."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        for mean, value in zip(self.module.state_dict().values(), model.state_dict().values(), strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(value, 1.0 - decay)
-            else:
+        pairs = list(zip(self.module.state_dict().values(), model.state_dict().values(), strict=True))
+        floating = [(mean, value) for mean, value in pairs if mean.is_floating_point()]
+        # All at once: hundreds of small calls would keep a GPU waiting.
+        torch._foreach_lerp_([mean for mean, _ in floating], [value for _, value in floating], 1.0 - decay)
+        for mean, value in pairs:
+            if not mean.is_floating_point():
                 mean.copy_(value)

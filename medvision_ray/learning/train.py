@@ -75,6 +75,11 @@ def train(job: TrainJob, progress: Progress = lambda line: None) -> TrainResult:
     seconds: dict[str, float] = {}
     with ray_session(job.ray, dashboard=True):
         use_gpu = _check_cluster(job)
+        if job.use_gpu and not use_gpu and cluster_gpus():
+            progress(
+                f"{name}: {job.workers} workers and {cluster_gpus()} GPUs, so they train on CPUs. Set `workers` to "
+                f"{cluster_gpus()} or less to train on GPUs."
+            )
         clock = time.perf_counter()
         decoded = decode_images(table, job)
         check_images(table, decoded, job.max_failure_fraction)
@@ -192,7 +197,9 @@ def _plan(job: TrainJob, folder: str, table: LabelTable, decoded: DecodedImages)
             "Expected a val split with labels or masks, which chooses the epoch that is kept, but it is empty. Mark some "
             "patients `val` in the split column, or clear the column to have splits made by patient."
         )
-    architecture = job.model.model_copy(update=heads)
+    # Without a mask or a label to learn from there is nothing to guide, or nobody to be guided.
+    pooling = job.model.pooling if all(heads.values()) else "average"
+    architecture = job.model.model_copy(update={**heads, "pooling": pooling})
     classes = table.classes if heads["classification"] else ()
     weights = _class_weights(job, truth, rows["train"], len(classes))
     return TrainPlan(job, folder, architecture, classes, truth, rows["train"], rows["val"], weights)

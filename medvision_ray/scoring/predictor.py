@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from medvision_ray.bundle import Bundle
 from medvision_ray.native import LARGEST_REUSED_BYTES
-from medvision_ray.precision import runs_in_bf16
+from medvision_ray.precision import exact_float32, runs_in_bf16
 from medvision_ray.scoring.folding import fold_batch_norms
 
 
@@ -37,14 +38,18 @@ class Predictor:
     Args:
         precision: `bf16` runs the network under autocast, `float32` does not, `auto` chooses by the device.
         device: torch device name; None takes a GPU where there is one.
+        batch_frames: on a GPU, smaller batches are filled up to so many frames: each new size costs a search for
+            kernels, and other kernels may round otherwise, so that a frame's result would hang on its company.
 
     Attributes:
         bf16: the network runs under autocast.
-        part_frames: on a CPU, frames that go through the network at once, so that the memory of activations is
-            reused and not mapped anew; None where a batch goes as it is.
+        part_frames: frames that go through the network at once: on a CPU so few that the memory of activations is
+            reused and not mapped anew, on a GPU what its memory held; None where a batch goes as it is.
     """
 
-    def __init__(self, bundle: Bundle, precision: str = "auto", device: str | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, precision: str = "auto", device: str | None = None, batch_frames: int | None = None
+    ) -> None:
         self.bundle = bundle
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.bf16 = runs_in_bf16(precision, self.device.type)
@@ -56,6 +61,8 @@ class Predictor:
         if self.device.type == "cpu":
             activation_bytes = ready.activation_bytes // (2 if self.bf16 else 1)
             self.part_frames = max(1, LARGEST_REUSED_BYTES // max(activation_bytes, 1))
+        self._gpu = None if self.device.type == "cpu" else _Copies(self.device)
+        self._batch_frames = batch_frames
 
     def predict(self, pixels: NDArray[np.uint8]) -> Prediction:
         """Predict.
@@ -84,28 +91,31 @@ class Predictor:
         if before is not None:
             yield before[0].fetch(), time.perf_counter() - before[1]
 
-    @torch.inference_mode()
     def _queue(self, pixels: NDArray[np.uint8]) -> _Queued:
-        """Start on a batch: on a CPU in parts; where a GPU's memory does not hold it, on its halves in turn."""
-        if self.part_frames is not None:
-            parts = np.array_split(pixels, -(-len(pixels) // self.part_frames))
-            return _Queued([self._forward(part) for part in parts])
+        """Start on a batch, in parts; where a GPU's memory does not hold one, this and later batches go in halves."""
+        parts = np.array_split(pixels, -(-len(pixels) // (self.part_frames or len(pixels))))
         try:
-            return _Queued([self._forward(pixels)])
+            return _Queued([self._forward(part) for part in parts])
         except torch.OutOfMemoryError:
-            if len(pixels) == 1:
+            if len(parts[0]) == 1:
                 raise
+        self.part_frames = -(-len(parts[0]) // 2)
         torch.cuda.empty_cache()
-        middle = len(pixels) // 2
-        return _Queued([*self._queue(pixels[:middle]).parts, *self._queue(pixels[middle:]).parts])
+        return self._queue(pixels)
 
+    @torch.inference_mode()
     def _forward(self, pixels: NDArray[np.uint8]) -> _Part:
-        source = torch.from_numpy(pixels)
-        gpu = self.device.type != "cpu"
-        if gpu:
-            source = source.pin_memory()
-        batch = source.to(self.device, non_blocking=gpu).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        if self._gpu is None:
+            probabilities, masks = self._compute(torch.from_numpy(pixels))
+            return _Part(probabilities, masks, None)
+        filled = max(min(self._batch_frames or 0, self.part_frames or sys.maxsize), len(pixels))
+        probabilities, masks = self._compute(self._gpu.to_device(pixels, filled))
+        return self._gpu.to_host(probabilities, masks, len(pixels))
+
+    def _compute(self, batch: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Probabilities and masks of uint8 pixels, all on the device."""
+        batch = batch.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16), exact_float32(self.device.type):
             output = self._model(batch)
         probabilities = masks = None
         if output.logits is not None:
@@ -113,11 +123,43 @@ class Predictor:
             probabilities = logits.sigmoid() if self.bundle.multi_label else logits.softmax(dim=1)
         if output.mask_logits is not None:
             masks = output.mask_logits.float().sigmoid()
-        if not gpu:
-            return _Part(probabilities, masks, None)
-        part = _Part(_to_host(probabilities), _to_host(masks), torch.cuda.Event())  # type: ignore[no-untyped-call]
-        part.done.record()  # type: ignore[union-attr]
+        return probabilities, masks
+
+
+class _Copies:
+    """Copies to and from a GPU, each way on a stream of its own, so that the network computes meanwhile."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._inward = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._outward = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def to_device(self, pixels: NDArray[np.uint8], frames: int) -> torch.Tensor:
+        """Pixels, filled up with black frames; whatever is queued next waits for them."""
+        source = torch.empty((frames, *pixels.shape[1:]), dtype=torch.uint8, pin_memory=True)
+        source[: len(pixels)] = torch.from_numpy(pixels)
+        source[len(pixels) :] = 0
+        computing = torch.cuda.current_stream(self._device)
+        with torch.cuda.stream(self._inward):
+            batch = source.to(self._device, non_blocking=True)
+        computing.wait_stream(self._inward)
+        batch.record_stream(computing)
+        return batch
+
+    def to_host(self, probabilities: torch.Tensor | None, masks: torch.Tensor | None, frames: int) -> _Part:
+        """The first frames' results, on their way to pinned memory."""
+        self._outward.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._outward):
+            part = _Part(self._fetch(probabilities, frames), self._fetch(masks, frames), torch.cuda.Event())  # type: ignore[no-untyped-call]
+            part.done.record(self._outward)  # type: ignore[union-attr]
         return part
+
+    def _fetch(self, values: torch.Tensor | None, frames: int) -> torch.Tensor | None:
+        if values is None:
+            return None
+        values.record_stream(self._outward)
+        host = torch.empty((frames, *values.shape[1:]), dtype=values.dtype, pin_memory=True)
+        return host.copy_(values[:frames], non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -143,13 +185,6 @@ class _Queued:
         return Prediction(
             _joined([part.probabilities for part in self.parts]), _joined([part.masks for part in self.parts])
         )
-
-
-def _to_host(values: torch.Tensor | None) -> torch.Tensor | None:
-    if values is None:
-        return None
-    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-    return host.copy_(values, non_blocking=True)
 
 
 def _joined(parts: list[torch.Tensor | None]) -> NDArray[np.float32] | None:

@@ -136,8 +136,8 @@ def _row_maker(settings: WorkerSettings, bundle: Bundle) -> RowMaker:
     from medvision_ray.scoring.predictor import Predictor
 
     torch.set_num_threads(1)
-    predictor = Predictor(bundle, settings.scoring.precision)
-    size = settings.scoring.batch_size or (16 if predictor.device.type == "cpu" else 128)
+    size = settings.scoring.batch_size or (128 if torch.cuda.is_available() else 16)
+    predictor = Predictor(bundle, settings.scoring.precision, batch_frames=size)
     return RowMaker(bundle, predictor, size, settings.scoring.save_masks, reduced=settings.decode.reduced)
 
 

@@ -163,26 +163,6 @@ def test_killed_actor_loses_and_doubles_nothing(bundle: Bundle, phantom: Phantom
     assert _ids(str(tmp_path)) == _expected(phantom.night_1)
 
 
-def _rows(output: str) -> list[dict[str, object]]:
-    """Every row of an output by image, without what differs from run to run."""
-    found: list[dict[str, object]] = []
-    for name in ("predictions", "failures"):
-        rows = tables.read(output, name)
-        assert rows is not None
-        drop = {"run_key", "run_date", "scored_at", "failed_at"} & set(rows.column_names)
-        found += rows.drop_columns(sorted(drop)).to_pylist()
-    return sorted(found, key=lambda row: str(row["image_id"]))
-
-
-@pytest.mark.usefixtures("cluster")
-def test_staged_and_fused_plans_give_identical_rows(bundle: Bundle, phantom: PhantomArchive, tmp_path: Path) -> None:
-    for placement in ("fused", "staged"):
-        scoring = {"precision": "float32", "placement": placement}
-        _run(_job(phantom.night_2, bundle, str(tmp_path / placement), scoring=scoring))
-    assert len(_rows(str(tmp_path / "fused"))) == phantom.night_2_objects
-    assert _rows(str(tmp_path / "staged")) == _rows(str(tmp_path / "fused"))
-
-
 @pytest.mark.usefixtures("cluster")
 def test_run_over_its_time_publishes_what_is_done_and_the_next_goes_on(
     bundle: Bundle, phantom: PhantomArchive, tmp_path: Path

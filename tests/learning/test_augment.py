@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from medvision_ray.config import AugmentConfig
 from medvision_ray.learning.augment import build_augment
@@ -94,3 +97,77 @@ def test_a_certain_vertical_flip_is_torchs_flip() -> None:
     assert torch.equal(moved_images, images.flip(-2))
     assert moved_masks is not None
     assert torch.equal(moved_masks, masks.flip(-2))
+
+
+def _one_after_another(config: AugmentConfig, images: torch.Tensor, masks: torch.Tensor, seed: int) -> torch.Tensor:
+    """torchvision's own transforms, an image at a time: images and masks, `(N, C + 1, H, W)`."""
+    steps = v2.Compose(
+        [
+            v2.RandomHorizontalFlip(config.horizontal_flip),
+            v2.RandomVerticalFlip(config.vertical_flip),
+            v2.RandomAffine(
+                config.rotate_degrees,
+                (config.translate, config.translate),
+                config.scale,
+                interpolation=v2.InterpolationMode.BILINEAR,
+                fill=None,
+            ),
+            v2.ColorJitter(config.brightness, config.contrast),
+        ]
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        pairs = [
+            steps(tv_tensors.Image(image), tv_tensors.Mask(mask)) for image, mask in zip(images, masks, strict=True)
+        ]
+    return torch.stack([torch.cat([image, mask[None]]).as_subclass(torch.Tensor) for image, mask in pairs])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(64, 64), (96, 160)])
+def test_a_batch_changes_as_torchvision_changes_its_images(channels: int, size: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(5)
+    coarse = torch.rand((24, channels, size[0] // 8, size[1] // 8), generator=generator)
+    images = (255 * torch.nn.functional.interpolate(coarse, size=size, mode="bilinear")).to(torch.uint8)
+    masks = (images[:, 0] > 128).to(torch.uint8)
+    config = AugmentConfig(vertical_flip=0.5, rotate_degrees=25.0, translate=0.1, brightness=0.4, contrast=0.4)
+    moved_images, moved_masks = build_augment(config, size)(images, masks, 11)
+    assert moved_masks is not None
+    expected = _one_after_another(config, images, masks, 11)
+    difference = (moved_images.int() - expected[:, :-1].int()).abs()
+    # The maps' sums are rounded in another order: a grey level here and there, which brightness and contrast may double.
+    assert difference.max() <= 3
+    assert (difference > 0).float().mean() < 0.01
+    assert (moved_masks != expected[:, -1]).float().mean() < 0.001
+
+
+def test_gamma_is_torchvisions_for_some_exponent_in_the_range() -> None:
+    image = torch.randint(20, 200, (1, 1, *SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    got, _ = build_augment(AugmentConfig.model_validate({**NOTHING, "gamma": 0.3}), SIZE)(image, None, 5)
+    assert not torch.equal(got, image)
+    exponents = np.geomspace(1 / 1.3, 1.3, 601)
+    worst = [int((v2.functional.adjust_gamma(image, float(f)).int() - got.int()).abs().max()) for f in exponents]
+    assert min(worst) <= 1  # torchvision cuts to whole numbers, this rounds
+
+
+def test_noise_differs_by_pixel_and_keeps_the_mean() -> None:
+    image = torch.full((8, 1, *SIZE), 128, dtype=torch.uint8)
+    got, _ = build_augment(AugmentConfig.model_validate({**NOTHING, "noise": 0.1}), SIZE)(image, None, 2)
+    deviations = got.float().std(dim=(1, 2, 3))
+    assert got.float().mean().item() == pytest.approx(128, abs=1)
+    assert 3 < deviations.max().item() <= 0.1 * 255 * 1.1
+    assert len(set(deviations.tolist())) == 8
+
+
+def test_elastic_displacement_is_smooth_bounded_and_moves_image_and_mask_alike() -> None:
+    images, masks = squares()
+    config = AugmentConfig.model_validate({**NOTHING, "elastic_pixels": 4.0})
+    moved_images, moved_masks = build_augment(config, SIZE)(images, masks, 3)
+    assert moved_masks is not None
+    assert not torch.equal(moved_masks, masks)
+    bright = moved_images[:, 0] > 100
+    assert (bright & (moved_masks > 0)).sum() / (bright | (moved_masks > 0)).sum() > 0.97
+    # Nothing moves further than 4 pixels: what was 6 pixels inside is lesion still, 6 pixels outside is not.
+    assert moved_masks[:, 24:34, 18:24].all()
+    assert not moved_masks[:, :12].any()
+    assert not moved_masks[:, 46:].any()

@@ -8,7 +8,8 @@ Peers live in an environment of their own, since python-gdcm must not be where p
         pylibjpeg-openjpeg pylibjpeg-rle pyjpegls pillow nibabel opencv-python-headless
     python benchmarks/decode.py --peer-python PEERS/bin/python [--rounds 5] [--seconds 0.5] [--only NAME ...]
 
-`decode` ends with stored values in memory, `input` with 8-bit pixels at 224 x 224. A peer's way to the
+`decode` ends with stored values in memory, `input` with 8-bit pixels at 224 x 224, and so does `reduced`, which is this
+project alone with `decode.reduced` (JPEG 2000 at a lower resolution). A peer's way to the
 input is what its users write: its own rescale and window functions where it has them, float32, OpenCV.
 "Safe" are peers without a crash on the damaged files that crashed the others (SimpleITK, GDCM, pydicom through GDCM).
 
@@ -33,6 +34,7 @@ from typing import Any
 SIDE = 224
 _UNSAFE = ("SimpleITK", "gdcm", "pydicom default")
 _RASTER = ("png 16 bit 2k", "jpeg 1k")
+_REDUCIBLE = ("cr 2k jpeg 2000", "jpeg 1k")
 _CLEAR_PEAK = "/proc/self/clear_refs"
 
 
@@ -49,7 +51,7 @@ def _ours(kind: str) -> Callable[[str], Any]:
     limits, preprocess = DecodeConfig(), PreprocessConfig(size=(SIDE, SIDE))
 
     def read(path: str) -> Any:
-        return decode(Path(path).read_bytes(), limits)
+        return decode(Path(path).read_bytes(), limits, None, preprocess.size if kind == "reduced" else None)
 
     if kind == "decode":
         return lambda path: read(path).pixels
@@ -387,10 +389,24 @@ def measure(case: str, paths: list[str], decoded: int, options: argparse.Namespa
                     reasons[name] = answer["reason"]
         found = {name: round(median(values), 2) for name, values in rates.items() if values and name not in reasons}
         result[kind] = {"images_per_cpu_second": found, "left_out": reasons, **_compared(found)}
+    kinds = ["decode", "input"]
+    if case in _REDUCIBLE:
+        kinds.append("reduced")
+        result["reduced"] = _reduced(children["this project"], paths, options)
     for child in children.values():
         child.close()
-    result["peak_memory_over_decoded"] = {kind: _peak(kind, paths[0], decoded) for kind in ("decode", "input")}
+    result["peak_memory_over_decoded"] = {kind: _peak(kind, paths[0], decoded) for kind in kinds}
     return result
+
+
+def _reduced(child: Child, paths: list[str], options: argparse.Namespace) -> dict[str, Any]:
+    """Our own rates to the input without and with a lower resolution, in turns."""
+    rates: dict[str, list[float]] = {"input": [], "reduced": []}
+    for _ in range(options.rounds):
+        for kind, found in rates.items():
+            found.append(child.ask(kind, paths, options.seconds)["rate"])
+    whole, less = (median(rates[kind]) for kind in ("input", "reduced"))
+    return {"images_per_cpu_second": {"this project": round(less, 2)}, "ratio_to_whole": round(less / whole, 2)}
 
 
 def _peak(kind: str, path: str, decoded: int) -> float | None:
@@ -446,8 +462,8 @@ def main() -> None:
     )
     rows: list[tuple[object, ...]] = []
     for case, found in recorded.items():
-        for kind in ("decode", "input"):
-            part, peak = found[kind], found["peak_memory_over_decoded"][kind]
+        for kind, peak in found["peak_memory_over_decoded"].items():
+            part = found[kind]
             peer, rates = part.get("fastest_safe_peer", ""), part["images_per_cpu_second"]
             ratio = part.get("ratio_to_fastest_safe_peer", "")
             rows.append((case, kind, rates.get("this project"), peer, rates.get(peer, ""), ratio, peak))

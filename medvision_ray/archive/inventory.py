@@ -107,7 +107,7 @@ def list_archive(config: ArchiveConfig, names: Pseudonymiser | None = None) -> I
     distinct = _first_of_each_uri(objects)
     duplicates = objects.num_rows - distinct.num_rows
     if config.volumes:
-        distinct = _with_volumes(distinct, config.listing_threads)
+        distinct = _with_volumes(distinct, config.listing_threads, names)
     _assert_distinct(distinct)
     return Inventory(
         distinct,
@@ -118,7 +118,7 @@ def list_archive(config: ArchiveConfig, names: Pseudonymiser | None = None) -> I
     )
 
 
-def _with_volumes(objects: pa.Table, threads: int) -> pa.Table:
+def _with_volumes(objects: pa.Table, threads: int, names: Pseudonymiser | None) -> pa.Table:
     """Rows of `VOLUME_SCHEMA`, the slices of a series as one."""
     from medvision_ray.archive.series import grouped  # loads the DICOM decoders
 
@@ -127,7 +127,7 @@ def _with_volumes(objects: pa.Table, threads: int) -> pa.Table:
     nested = [
         [dict(zip(SCHEMA.names[1:], part, strict=True)) for part in group] if group else None for group in members
     ]
-    columns = [pa.array(image_ids(uris, etags)), uris, etags, pa.array([row[2] for row in rows], pa.int64())]
+    columns = [pa.array(image_ids(uris, etags, names)), uris, etags, pa.array([row[2] for row in rows], pa.int64())]
     return pa.table([*columns, pa.array(nested, VOLUME_SCHEMA.field("members").type)], schema=VOLUME_SCHEMA)
 
 

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rle.utils import decode_pixel_data as decode_rle
 
-from medvision_ray.imaging.codestream import CodestreamInfo, read_jpeg, read_jpeg2000, require_jpeg_end
+from medvision_ray.imaging.codestream import Buffer, CodestreamInfo, read_jpeg, read_jpeg2000, require_jpeg_end
 from medvision_ray.imaging.errors import DecodeError, ErrorCode
+from medvision_ray.imaging.reduced import decode_halved, decode_halved_jpeg
 
 
 class Family(str, Enum):
@@ -67,6 +68,7 @@ class FrameFormat:
         photometric: PhotometricInterpretation.
         low_bit: bits below the sample, by the retired HighBit over BitsStored - 1; 0 in almost every file.
         max_tiles: most JPEG 2000 tiles that a frame may have.
+        halvings: not of the data set: how often the sides of grey JPEG and JPEG 2000 frames are halved in decoding.
     """
 
     rows: int
@@ -78,37 +80,58 @@ class FrameFormat:
     photometric: str
     low_bit: int = 0
     max_tiles: int = 65_536
+    halvings: int = 0
 
 
-def decode_frame(data: bytes, family: Family, expected: FrameFormat) -> tuple[NDArray[np.generic], bool]:
+def decode_frame(data: Buffer, family: Family, expected: FrameFormat) -> tuple[NDArray[np.generic], bool]:
     """Decode one frame.
+
+    Args:
+        data: the frame's codestream; a view of it spares a copy of a JPEG 2000 and of no other.
 
     Returns:
         Samples of shape `(rows, columns)` or `(rows, columns, 3)`, in the smallest integer type
-        that the codec gives, and whether colour is still YBR_FULL.
+        that the codec gives, and whether colour is still YBR_FULL. With `halvings`, fewer rows and columns.
 
     Raises:
         DecodeError: DIMENSION_MISMATCH where the codestream's size is not the header's,
             DECOMPRESSION_BOMB for absurd tilings, TRUNCATED for a JPEG without its end.
         Exception: whatever the codec raises on damaged data; `decode.decode` maps it.
     """
+    if family is Family.JPEG_2000:
+        return _decode_jpeg2000(data, expected), False
+    data = bytes(data)  # the same object where it is one already
     if family is Family.RLE:
         return _decode_rle(data, expected)
-    info = read_jpeg2000(data) if family is Family.JPEG_2000 else read_jpeg(data)
+    info = read_jpeg(data)
     _require_same_size(info, expected)
     ybr = expected.photometric.startswith("YBR_FULL")
-    if family in (Family.JPEG, Family.JPEG_LS):
-        require_jpeg_end(data)  # without one CharLS refuses too, but after seconds of search in a small frame
+    require_jpeg_end(data)  # without one CharLS refuses too, but after seconds of search in a small frame
+    if expected.halvings and family is Family.JPEG and expected.samples == 1:
+        return _as_stored(decode_halved_jpeg(data, info, expected.halvings), family, info, expected), False
     if family is Family.JPEG:
         frame, ybr = _decode_jpeg(data, info, expected)
-    elif family is Family.JPEG_LS:
+    else:
         frame = imagecodecs.jpegls_decode(data)
         ybr = ybr and info.component_ids not in _RGB_IDS
+    _require_shape(frame, expected)
+    return _as_stored(frame, family, info, expected), ybr
+
+
+def _decode_jpeg2000(data: Buffer, expected: FrameFormat) -> NDArray[np.generic]:
+    info = read_jpeg2000(data)
+    _require_same_size(info, expected)
+    if expected.halvings:
+        frame = decode_halved(data, info, expected.halvings)
     else:  # HTJ2K too: imagecodecs.htj2k_decode ignores OpenJPH's error and returns a half-filled image
-        frame = imagecodecs.jpeg2k_decode(data, numthreads=1)
+        frame = imagecodecs.jpeg2k_decode(data, numthreads=1)  # type: ignore[arg-type]  # it takes any buffer
+        _require_shape(frame, expected)
+    return _as_stored(frame, Family.JPEG_2000, info, expected)
+
+
+def _require_shape(frame: NDArray[np.generic], expected: FrameFormat) -> None:
     if frame.shape != _shape(expected):
         raise DecodeError(ErrorCode.DIMENSION_MISMATCH, decoded_dimensions=frame.ndim)
-    return _as_stored(frame, family, info, expected), ybr
 
 
 def _shape(expected: FrameFormat) -> tuple[int, ...]:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from medvision_ray.imaging.errors import DecodeError, ErrorCode
 
+Buffer = bytes | memoryview
+
+_JP2_BOXES = 4096
 _SOI = b"\xff\xd8"
 _EOI = b"\xff\xd9"
 _SIZ = b"\xff\x4f\xff\x51"
@@ -101,16 +104,28 @@ def require_jpeg_end(data: bytes) -> None:
         raise DecodeError(ErrorCode.TRUNCATED, expected="jpeg_end_marker")
 
 
-def read_jpeg2000(data: bytes) -> CodestreamInfo:
+def bare_jpeg2000(data: Buffer) -> Buffer:
+    """A JPEG 2000 codestream without the boxes of a JP2 file before it.
+
+    Raises:
+        DecodeError: CORRUPT where there is none.
+    """
+    start = bytes(data[:_JP2_BOXES]).find(_SIZ)
+    if start < 0:
+        raise DecodeError(ErrorCode.CORRUPT, expected="jpeg2000_size_segment")
+    return data[start:]
+
+
+def read_jpeg2000(data: Buffer) -> CodestreamInfo:
     """Read a JPEG 2000 SIZ segment (ITU-T T.800 A.5.1), bare or in a JP2 file.
 
     Raises:
         DecodeError: CORRUPT where there is none or it is not usable.
     """
-    start = data.find(_SIZ, 0, 4096)
-    if start < 0 or len(data) < start + 4 + 39:
+    stream = bare_jpeg2000(data)
+    if len(stream) < 4 + 39:
         raise DecodeError(ErrorCode.CORRUPT, expected="jpeg2000_size_segment")
-    fields = struct.unpack_from(">HH8IHB", data, start + 4)
+    fields = struct.unpack_from(">HH8IHB", stream, 4)
     right, bottom, left, top, tile_width, tile_height, tile_left, tile_top, components, depth = fields[2:]
     if right <= left or bottom <= top or not tile_width or not tile_height or tile_left > left or tile_top > top:
         raise DecodeError(ErrorCode.CORRUPT, expected="jpeg2000_size_segment")

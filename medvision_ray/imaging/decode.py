@@ -13,7 +13,12 @@ from medvision_ray.imaging.raster import decode_raster, raster_format
 from medvision_ray.privacy import Pseudonymiser
 
 
-def decode(data: bytes, config: DecodeConfig, pseudonymiser: Pseudonymiser | None = None) -> MedicalImage:
+def decode(
+    data: bytes,
+    config: DecodeConfig,
+    pseudonymiser: Pseudonymiser | None = None,
+    model_size: tuple[int, int] | None = None,
+) -> MedicalImage:
     """Decode one object to stored values.
 
     The format is told by content, never by name: DICOM (with or without preamble), NIfTI-1 and -2
@@ -23,12 +28,14 @@ def decode(data: bytes, config: DecodeConfig, pseudonymiser: Pseudonymiser | Non
         data: the whole object.
         config: limits that hold before memory is allocated.
         pseudonymiser: makes the keys of patient, study and series; None leaves them out.
+        model_size: rows and columns of the model's input, where a lower resolution that is enough for it may
+            stand for the whole image (`reduced.halvings`); None decodes all pixels.
 
     Raises:
         DecodeError: the only error this raises. Its text holds none of the object's content.
     """
     try:
-        return _decoder(data, config, pseudonymiser)()
+        return _decoder(data, config, pseudonymiser, model_size)()
     except (DecodeError, KeyboardInterrupt, SystemExit):
         raise
     except MemoryError:
@@ -38,18 +45,20 @@ def decode(data: bytes, config: DecodeConfig, pseudonymiser: Pseudonymiser | Non
     raise DecodeError(code)
 
 
-def _decoder(data: bytes, config: DecodeConfig, pseudonymiser: Pseudonymiser | None) -> Callable[[], MedicalImage]:
+def _decoder(
+    data: bytes, config: DecodeConfig, pseudonymiser: Pseudonymiser | None, model_size: tuple[int, int] | None
+) -> Callable[[], MedicalImage]:
     if not data:
         raise DecodeError(ErrorCode.EMPTY_FILE)
     if len(data) > config.max_bytes:
         raise DecodeError(ErrorCode.TOO_LARGE, bytes=len(data), limit=config.max_bytes)
     if data[128:132] == b"DICM":
-        return lambda: decode_dicom(data, config, pseudonymiser)
+        return lambda: decode_dicom(data, config, pseudonymiser, model_size)
     kind = raster_format(data)
     if kind:
-        return lambda: decode_raster(data, kind, config)
+        return lambda: decode_raster(data, kind, config, model_size)
     if looks_like_nifti(data):
         return lambda: decode_nifti(data, config)
     if looks_like_dicom(data):
-        return lambda: decode_dicom(data, config, pseudonymiser)
+        return lambda: decode_dicom(data, config, pseudonymiser, model_size)
     raise DecodeError(ErrorCode.UNSUPPORTED_FORMAT)

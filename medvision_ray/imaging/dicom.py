@@ -9,16 +9,18 @@ from io import BytesIO
 
 import pydicom
 from pydicom import config as pydicom_config
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 from pydicom.uid import UID
 
 from medvision_ray.config import DecodeConfig
 from medvision_ray.imaging.burned_in import may_contain_text
-from medvision_ray.imaging.dicom_display import read_display
+from medvision_ray.imaging.codecs import Family
+from medvision_ray.imaging.dicom_display import is_for_processing, read_display
 from medvision_ray.imaging.dicom_geometry import read_geometry, read_spacing
 from medvision_ray.imaging.dicom_header import element, read_pixel_header, text
-from medvision_ray.imaging.dicom_pixels import read_pixels
+from medvision_ray.imaging.dicom_pixels import read_pixels, read_reduced
 from medvision_ray.imaging.errors import DecodeError, ErrorCode
 from medvision_ray.imaging.header_fields import FIELD_KEYWORDS, read_header_fields
 from medvision_ray.imaging.header_terms import MODALITIES
@@ -57,7 +59,7 @@ _WANTED = (
     "SegmentedBluePaletteColorLookupTableData ImageType PixelSpacingCalibrationType ImagePositionPatient "
     "ImageOrientationPatient FrameOfReferenceUID SharedFunctionalGroupsSequence "
     "PerFrameFunctionalGroupsSequence PixelData FloatPixelData DoubleFloatPixelData "
-    "BurnedInAnnotation ConversionType"
+    "BurnedInAnnotation ConversionType PresentationIntentType PixelIntensityRelationshipSign"
 )
 _TAGS: list[int | str | tuple[int, int]] = [int(pydicom.tag.Tag(keyword)) for keyword in _WANTED.split()]
 _FIELD_TAGS = [*_TAGS, *(int(pydicom.tag.Tag(keyword)) for keyword in FIELD_KEYWORDS)]
@@ -75,10 +77,17 @@ def looks_like_dicom(data: bytes) -> bool:
     return (little and (explicit or int.from_bytes(data[4:8], "little") < len(data))) or (big and explicit)
 
 
-def decode_dicom(data: bytes, config: DecodeConfig, pseudonymiser: Pseudonymiser | None) -> MedicalImage:
+def decode_dicom(
+    data: bytes,
+    config: DecodeConfig,
+    pseudonymiser: Pseudonymiser | None,
+    model_size: tuple[int, int] | None = None,
+) -> MedicalImage:
     """Decode a DICOM object; see `decode.decode`, which also maps what pydicom raises."""
     dataset, syntax = parse(data, config, fields=pseudonymiser is not None)
     _require_picture(dataset, data)
+    if config.for_processing == "refuse" and is_for_processing(dataset):
+        raise DecodeError(ErrorCode.FOR_PROCESSING)
     header = read_pixel_header(dataset, syntax, config)
     modality = text(dataset, "Modality").upper()
     modality = modality if modality in MODALITIES else "OT"  # a name fits into the field as well as a code
@@ -87,8 +96,11 @@ def decode_dicom(data: bytes, config: DecodeConfig, pseudonymiser: Pseudonymiser
     suspect = may_contain_text(dataset, modality, text(dataset, "SOPClassUID"), colour=colour)
     spacing, spacing_source = read_spacing(dataset, modality)
     geometry, slice_order = read_geometry(dataset, header.frames)
+    if header.family is Family.JPEG_2000:
+        _share_pixels(dataset, data)
+    reduced = read_reduced(dataset, header, model_size) if model_size else None
     return MedicalImage(
-        pixels=read_pixels(dataset, header),
+        pixels=read_pixels(dataset, header) if reduced is None else reduced,
         modality=modality,
         display=display,
         spacing_mm=spacing,
@@ -99,6 +111,7 @@ def decode_dicom(data: bytes, config: DecodeConfig, pseudonymiser: Pseudonymiser
         keys=_subject_keys(dataset, pseudonymiser),
         header=read_header_fields(dataset, pseudonymiser, may_contain_text=suspect),
         source_format="dicom",
+        source_shape=None if reduced is None else (header.frame.rows, header.frame.columns),
     )
 
 
@@ -162,6 +175,18 @@ def _inflate(compressed: memoryview, limit: int) -> bytes:
     if not inflater.eof:
         raise DecodeError(ErrorCode.TRUNCATED, inflated_bytes=len(inflated))
     return inflated
+
+
+def _share_pixels(dataset: Dataset, data: bytes) -> None:
+    """Let go of pydicom's copy of the pixel data for a view of the object's own bytes.
+
+    For JPEG 2000, of which OpenJPEG makes 32-bit samples and copies of its own: it takes the most memory of all.
+    """
+    raw = dataset.get_item("PixelData")
+    if isinstance(raw, RawDataElement) and isinstance(raw.value, bytes):
+        view = memoryview(data)[raw.value_tell : raw.value_tell + len(raw.value)]
+        if view == raw.value:
+            dataset[raw.tag] = raw._replace(value=view)
 
 
 def _require_picture(dataset: Dataset, data: bytes) -> None:

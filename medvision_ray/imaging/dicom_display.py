@@ -41,7 +41,6 @@ def _display(places: tuple[Dataset, ...], dataset: Dataset, header: PixelHeader,
     signed = header.frame.signed
     slope = (numbers(rescale, "RescaleSlope") or (1.0,))[0]
     intercept = (numbers(rescale, "RescaleIntercept") or (0.0,))[0]
-    shape = text(dataset, "PresentationLUTShape").upper()
     modality_lut = _lookup_table(dataset, "ModalityLUTSequence", header, signed)
     return Display(
         slope=slope or 1.0,  # a slope of 0 would erase the image
@@ -50,9 +49,27 @@ def _display(places: tuple[Dataset, ...], dataset: Dataset, header: PixelHeader,
         window=_window(voi),
         voi_lut=_lookup_table(voi, "VOILUTSequence", header, signed or intercept < 0),
         hounsfield=modality == "CT" and modality_lut is None and _in_hounsfield(rescale),
-        invert=shape == "INVERSE" or (not shape and header.frame.photometric == "MONOCHROME1"),
+        invert=_inverted(dataset, header),
         padding=_padding(dataset, header),
     )
+
+
+def is_for_processing(dataset: Dataset) -> bool:
+    """Whether these are a detector's raw values, not made for viewing (DICOM PS3.3 C.8.11.1.1.1)."""
+    return text(dataset, "PresentationIntentType").upper() == "FOR PROCESSING"
+
+
+def _inverted(dataset: Dataset, header: PixelHeader) -> bool:
+    """Whether low values are bright (DICOM PS3.3 C.11.6, C.7.6.3.1.2).
+
+    Raw X-rays have no presentation of their own; where they say which end of the values had less beam
+    (C.8.11.3.1.2), that end is bright, as bone is on film.
+    """
+    sign = numbers(dataset, "PixelIntensityRelationshipSign")[:1]
+    if is_for_processing(dataset) and sign in ((1.0,), (-1.0,)):
+        return sign == (1.0,)
+    shape = text(dataset, "PresentationLUTShape").upper()
+    return shape == "INVERSE" or (not shape and header.frame.photometric == "MONOCHROME1")
 
 
 def _first(places: tuple[Dataset, ...], sequence: str, *keywords: str) -> Dataset:

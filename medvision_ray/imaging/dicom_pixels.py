@@ -12,13 +12,16 @@ from pydicom.encaps import generate_frames
 from pydicom.pixels.processing import convert_color_space
 
 from medvision_ray.imaging.codecs import Family, decode_frame, inflate_frame, shift_to_stored
+from medvision_ray.imaging.codestream import Buffer
 from medvision_ray.imaging.dicom_header import PixelHeader
 from medvision_ray.imaging.errors import DecodeError, ErrorCode
 from medvision_ray.imaging.palette import read_palette
+from medvision_ray.imaging.reduced import halvings
 
 Pixels = NDArray[np.generic]
 
 _ITEM_TAG = b"\xfe\xff\x00\xe0"
+_END_TAG = b"\xfe\xff\xdd\xe0"
 
 
 def read_pixels(dataset: Dataset, header: PixelHeader) -> Pixels:
@@ -41,6 +44,29 @@ def read_pixels(dataset: Dataset, header: PixelHeader) -> Pixels:
     return np.right_shift(stored, max(header.frame.bits_stored - 8, 0)).astype(np.uint8)
 
 
+def read_reduced(dataset: Dataset, header: PixelHeader, model_size: tuple[int, int]) -> Pixels | None:
+    """Grey JPEG 2000 and 8-bit JPEG frames at the lowest resolution that is enough for a model of this size.
+
+    Returns:
+        As `read_pixels`, but fewer rows and columns; None where that cannot be, and all is to be decoded:
+        other encodings, frames that are not far larger than the model's, whatever has no such resolution.
+    """
+    if header.family not in (Family.JPEG_2000, Family.JPEG) or not header.frame.photometric.startswith("MONOCHROME"):
+        return None
+    most = halvings(header.frame.rows, header.frame.columns, model_size)
+    tries = (_read_halved(dataset, header, times) for times in range(most, 0, -1))
+    return next((pixels for pixels in tries if pixels is not None), None)
+
+
+def _read_halved(dataset: Dataset, header: PixelHeader, times: int) -> Pixels | None:
+    try:
+        return read_stored(dataset, replace(header, frame=replace(header.frame, halvings=times)))
+    except MemoryError:
+        raise
+    except Exception:  # damaged, or no such resolution: decoding more of it tells which
+        return None
+
+
 def read_stored(dataset: Dataset, header: PixelHeader) -> Pixels:
     """All frames as stored: unused bits cleared, YBR converted to RGB, palette indices left as they are.
 
@@ -51,9 +77,9 @@ def read_stored(dataset: Dataset, header: PixelHeader) -> Pixels:
         DecodeError: see `read_pixels`.
     """
     data = dataset[header.keyword].value
-    if not isinstance(data, bytes):
+    if not isinstance(data, (bytes, memoryview)):
         raise DecodeError(ErrorCode.NO_PIXELS)
-    frames = _native(dataset, data, header) if header.family is None else _compressed(dataset, data, header)
+    frames = _native(dataset, bytes(data), header) if header.family is None else _compressed(dataset, data, header)
     if isinstance(frames, np.ndarray):
         return frames
     first = next(frames)
@@ -68,18 +94,30 @@ def read_stored(dataset: Dataset, header: PixelHeader) -> Pixels:
     return pixels
 
 
-def _compressed(dataset: Dataset, data: bytes, header: PixelHeader) -> Iterator[Pixels]:
+def _encoded_frames(data: Buffer, frames: int) -> Iterator[Buffer]:
+    """Frames of encapsulated data (DICOM PS3.5 A.4); the one of a single fragment in a view is not copied."""
+    if isinstance(data, memoryview):
+        start = 16 + int.from_bytes(data[4:8], "little")
+        end = start + int.from_bytes(data[start - 4 : start], "little")
+        last = end == len(data) or data[end : end + 4] == _END_TAG
+        if frames == 1 and data[start - 8 : start - 4] == _ITEM_TAG and end <= len(data) and last:
+            return iter((data[start:end],))
+    encoded: Iterator[bytes] = generate_frames(bytes(data), number_of_frames=frames)
+    return encoded
+
+
+def _compressed(dataset: Dataset, data: Buffer, header: PixelHeader) -> Iterator[Pixels]:
     assert header.family is not None
     if data[:4] != _ITEM_TAG:
         raise DecodeError(ErrorCode.CORRUPT, expected="encapsulated_pixels")
-    encoded = generate_frames(data, number_of_frames=header.frames)
+    encoded = _encoded_frames(data, header.frames)
     for index in range(header.frames):
         source = next(encoded, None)
         if source is None:
             raise DecodeError(ErrorCode.TRUNCATED, frames=header.frames, found=index)
         if header.family is Family.DEFLATED:
             single = replace(header, frames=1, family=None)
-            yield next(iter(_native(dataset, inflate_frame(source, header.frame), single)))
+            yield next(iter(_native(dataset, inflate_frame(bytes(source), header.frame), single)))
             continue
         frame, ybr = decode_frame(source, header.family, header.frame)
         yield _ybr_to_rgb(frame) if ybr else frame

@@ -30,6 +30,7 @@ class ErrorCode(str, Enum):
     UNSUPPORTED_FORMAT = "unsupported_format"
     NOT_AN_IMAGE = "not_an_image"
     NO_PIXELS = "no_pixels"
+    FOR_PROCESSING = "for_processing"
     BAD_HEADER = "bad_header"
     BAD_DIMENSIONS = "bad_dimensions"
     DIMENSION_MISMATCH = "dimension_mismatch"
@@ -61,6 +62,7 @@ SENTENCES: dict[ErrorCode, str] = {
     ErrorCode.UNSUPPORTED_FORMAT: "The content is not DICOM, NIfTI, PNG, JPEG, TIFF or BMP.",
     ErrorCode.NOT_AN_IMAGE: "The DICOM object is of a class that holds no image (report, plan, waveform or the like).",
     ErrorCode.NO_PIXELS: "The DICOM object has no pixel data.",
+    ErrorCode.FOR_PROCESSING: "The X-ray is raw (FOR PROCESSING), which the configuration refuses.",
     ErrorCode.BAD_HEADER: "A header field that is needed is missing or not usable.",
     ErrorCode.BAD_DIMENSIONS: "The image dimensions in the header are absurd.",
     ErrorCode.DIMENSION_MISMATCH: "The compressed image and the header disagree on dimensions.",

@@ -19,7 +19,7 @@ from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
 
 from medvision_ray.imaging.dicom_header import items, text
-from medvision_ray.imaging.header_terms import BODY_PARTS, LATERALITIES, SEXES, VIEWS
+from medvision_ray.imaging.header_terms import BODY_PARTS, LATERALITIES, PRESENTATION_INTENTS, SEXES, VIEWS
 from medvision_ray.privacy import Pseudonymiser
 
 # A name of a device or a version: no `^` and no `,` as in names of people, no `@`, no line break.
@@ -41,7 +41,7 @@ _THICKNESS_MM = (0.001, 1000.0)
 
 _READ_KEYWORDS = (
     "Manufacturer ManufacturerModelName SoftwareVersions BodyPartExamined ImageLaterality Laterality ViewPosition "
-    "PatientSex PatientAge PatientBirthDate StudyDate KVP SliceThickness"
+    "PresentationIntentType PatientSex PatientAge PatientBirthDate StudyDate KVP SliceThickness"
 )
 FIELD_KEYWORDS = (*_READ_KEYWORDS.split(), *_IDENTIFYING)
 """What has to be parsed for `read_header_fields`; none of it is kept but the fields themselves."""
@@ -64,6 +64,7 @@ class HeaderFields:
     body_part: str | None = None
     laterality: str | None = None
     view: str | None = None
+    presentation_intent: str | None = None
     patient_sex: str | None = None
     patient_age_band: str | None = None
     kvp: float | None = None
@@ -141,6 +142,11 @@ def _code(keywords: tuple[str, ...], allowed: frozenset[str]) -> Callable[[Datas
     return read
 
 
+def _presentation_intent(dataset: Dataset) -> str | None:
+    value = _first(dataset, "PresentationIntentType").upper()
+    return value if value in PRESENTATION_INTENTS else None
+
+
 def _age(dataset: Dataset) -> str | None:
     """From PatientAge, else from the dates of birth and study (DICOM PS3.3 C.7.2.2)."""
     stated = _AGE.fullmatch(_first(dataset, "PatientAge").upper())
@@ -203,6 +209,7 @@ _READERS: dict[str, Callable[[Dataset], str | float | None]] = {
     "body_part": _code(("BodyPartExamined",), BODY_PARTS),
     "laterality": _code(("ImageLaterality", "Laterality"), LATERALITIES),
     "view": _code(("ViewPosition",), VIEWS),
+    "presentation_intent": _presentation_intent,
     "patient_sex": _code(("PatientSex",), SEXES),
     "patient_age_band": _age,
     "kvp": _kvp,

@@ -36,5 +36,8 @@ VIEWS = frozenset(_VIEWS_TEXT.split())
 LATERALITIES = frozenset("RLUB")
 """Image Laterality (0020,0062) and Laterality (0020,0060)."""
 
+PRESENTATION_INTENTS = frozenset(("FOR PRESENTATION", "FOR PROCESSING"))
+"""Presentation Intent Type (0008,0068), DICOM PS3.3 C.8.11.1; with the blank."""
+
 SEXES = frozenset("MFO")
 """Patient's Sex (0010,0040)."""

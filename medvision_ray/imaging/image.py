@@ -98,6 +98,8 @@ class MedicalImage:
         keys: keyed pseudonyms.
         header: what else of the header may enter tables.
         source_format: `dicom`, `nifti`, `png`, `jpeg`, `tiff` or `bmp`.
+        source_shape: rows and columns of the file, where `pixels` are of a lower resolution; spacing and
+            geometry are of the file's grid.
     """
 
     pixels: NDArray[np.generic]
@@ -111,6 +113,7 @@ class MedicalImage:
     keys: SubjectKeys = field(default_factory=SubjectKeys)
     header: HeaderFields = field(default_factory=HeaderFields)
     source_format: str = "dicom"
+    source_shape: tuple[int, int] | None = None
 
     @property
     def frames(self) -> int:
@@ -120,7 +123,7 @@ class MedicalImage:
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns of one frame on the source's pixel grid."""
-        return int(self.pixels.shape[1]), int(self.pixels.shape[2])
+        return self.source_shape or (int(self.pixels.shape[1]), int(self.pixels.shape[2]))
 
     def display_of(self, frame: int) -> Display:
         """The display chain of one frame."""

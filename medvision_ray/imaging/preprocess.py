@@ -57,9 +57,20 @@ def prepare(image: MedicalImage, config: PreprocessConfig) -> ModelInput:
         raise DecodeError(ErrorCode.INTERNAL_ERROR, Stage.PREPROCESS, kind=type(error).__name__) from error
 
 
-def preprocess_id(config: PreprocessConfig) -> str:
-    """12 hex digits that change with every option and with `VERSION`; written in every prediction row."""
+def reducible_to(config: PreprocessConfig) -> tuple[int, int] | None:
+    """The size for which a lower resolution may be decoded; None where a step before resizing needs all pixels."""
+    return config.size if config.denoise == "none" and config.clahe is None else None
+
+
+def preprocess_id(config: PreprocessConfig, *, reduced: bool = False) -> str:
+    """12 hex digits that change with every option and with `VERSION`; written in every prediction row.
+
+    Args:
+        reduced: images may have been decoded at a lower resolution (`decode.reduced`).
+    """
     options = config.model_dump(mode="json")
+    if reduced and reducible_to(config) is not None:
+        options["reduced"] = True
     if config.slices == 1:  # the option came later; what it leaves alone keeps its id
         del options["slices"]
     content = json.dumps({"version": VERSION, **options}, sort_keys=True, separators=(",", ":"), allow_nan=False)

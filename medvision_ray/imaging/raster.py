@@ -21,6 +21,7 @@ from medvision_ray.imaging.codestream import read_jpeg, require_jpeg_end
 from medvision_ray.imaging.dicom_header import require_size
 from medvision_ray.imaging.errors import DecodeError, ErrorCode
 from medvision_ray.imaging.image import Display, MedicalImage
+from medvision_ray.imaging.reduced import MOST_JPEG_HALVINGS, decode_halved_jpeg, halvings
 from medvision_ray.imaging.tiff import decode_tiff_frames
 
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it prints about damaged files
@@ -45,12 +46,18 @@ def raster_format(data: bytes) -> str | None:
     return None
 
 
-def decode_raster(data: bytes, kind: str, config: DecodeConfig) -> MedicalImage:
+def decode_raster(
+    data: bytes, kind: str, config: DecodeConfig, model_size: tuple[int, int] | None = None
+) -> MedicalImage:
     """Decode a raster file of the given kind; see `decode.decode`, which also maps what codecs raise.
 
     Raises:
         DecodeError: TOO_LARGE, BAD_DIMENSIONS, TRUNCATED, CORRUPT, UNSUPPORTED_ENCODING or UNSUPPORTED_SHAPE.
     """
+    if kind == "jpeg" and model_size:
+        reduced = _reduced_jpeg(data, config, model_size)
+        if reduced is not None:
+            return reduced
     display = Display()
     if kind == "tiff":
         frames, inverted = decode_tiff_frames(data, config)
@@ -71,6 +78,23 @@ def _jpeg(data: bytes, config: DecodeConfig) -> Pixels:
         return _grey_or_rgb(imagecodecs.jpeg8_decode(data))
     # Both flags apply the EXIF orientation; IMREAD_UNCHANGED would not.
     return _colour_from_bgr(_opencv(data, cv2.IMREAD_GRAYSCALE if info.components == 1 else cv2.IMREAD_COLOR))
+
+
+def _reduced_jpeg(data: bytes, config: DecodeConfig, model_size: tuple[int, int]) -> MedicalImage | None:
+    """An 8-bit JPEG at the lowest resolution that is enough for the model; None where all is to be decoded."""
+    info = read_jpeg(data)
+    _require_size(config, info.rows, info.columns, info.components)
+    require_jpeg_end(data)
+    size, turned = (info.rows, info.columns), (info.columns, info.rows)
+    times = min(halvings(*size, model_size), halvings(*turned, model_size), MOST_JPEG_HALVINGS)
+    if not times or info.precision != 8 or info.lossless:
+        return None
+    pixels = _colour_from_bgr(decode_halved_jpeg(data, info, times))
+    by_size = {tuple(-(-side // (1 << times)) for side in whole): whole for whole in {size, turned}}
+    whole = by_size.get(pixels.shape[:2])  # EXIF may have turned it
+    if whole is None or len(by_size) < len({size, turned}):
+        return None
+    return MedicalImage(pixels=pixels[None], source_format="jpeg", source_shape=whole)
 
 
 def _png(data: bytes, config: DecodeConfig) -> Pixels:

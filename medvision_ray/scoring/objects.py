@@ -21,7 +21,7 @@ from medvision_ray.imaging.geometry import SpacingSource
 from medvision_ray.imaging.grid import GridTransform
 from medvision_ray.imaging.header_fields import HeaderFields
 from medvision_ray.imaging.image import SubjectKeys
-from medvision_ray.imaging.preprocess import prepare
+from medvision_ray.imaging.preprocess import prepare, reducible_to
 from medvision_ray.imaging.volume import decode_series
 from medvision_ray.privacy import Pseudonymiser
 
@@ -173,7 +173,8 @@ class ObjectReader:
             if isinstance(data, list):
                 image = decode_series(data, self.decode, self.pseudonymiser)
             else:
-                image = decode(data, self.decode, self.pseudonymiser)
+                reduced_to = reducible_to(self.preprocess) if self.decode.reduced else None
+                image = decode(data, self.decode, self.pseudonymiser, reduced_to)
         with effort.timing("preprocess"):
             ready = prepare(image, self.preprocess)
         return PreparedObject(

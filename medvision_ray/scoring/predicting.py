@@ -38,12 +38,14 @@ Batch = list[tuple[_Open, int]]
 class RowMaker:
     """Turns outcomes into rows with a loaded model."""
 
-    def __init__(self, bundle: Bundle, predictor: Predictor, batch_size: int, save_masks: bool) -> None:
+    def __init__(
+        self, bundle: Bundle, predictor: Predictor, batch_size: int, save_masks: bool, *, reduced: bool = False
+    ) -> None:
         self._bundle = bundle
         self._predictor = predictor
         self.batch_size = batch_size
         self._save_masks = save_masks
-        self._preprocess_id = preprocess_id(bundle.preprocess)
+        self._preprocess_id = preprocess_id(bundle.preprocess, reduced=reduced)
 
     def rows(self, outcomes: Iterable[Outcome]) -> list[dict[str, Any]]:
         """One working row an outcome, in order."""

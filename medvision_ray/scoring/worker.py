@@ -138,7 +138,7 @@ def _row_maker(settings: WorkerSettings, bundle: Bundle) -> RowMaker:
     torch.set_num_threads(1)
     size = settings.scoring.batch_size or (128 if torch.cuda.is_available() else 16)
     predictor = Predictor(bundle, settings.scoring.precision, batch_frames=size)
-    return RowMaker(bundle, predictor, size, settings.scoring.save_masks)
+    return RowMaker(bundle, predictor, size, settings.scoring.save_masks, reduced=settings.decode.reduced)
 
 
 def _record(rows: list[dict[str, Any]], settings: WorkerSettings, batch_size: int) -> None:

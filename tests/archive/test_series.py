@@ -15,9 +15,10 @@ from pydicom.data import get_testdata_file
 from medvision_ray import storage
 from medvision_ray.archive import series as series_module
 from medvision_ray.archive.inventory import VOLUME_SCHEMA, freeze, image_id, list_archive, read_frozen
-from medvision_ray.config import ArchiveConfig
+from medvision_ray.config import ArchiveConfig, PrivacyConfig
 from medvision_ray.errors import StorageError
 from medvision_ray.imaging.series_header import MoreNeeded, series_of
+from medvision_ray.privacy import Pseudonymiser
 
 Series = Callable[..., list[bytes]]
 
@@ -189,6 +190,17 @@ def test_members_are_frozen_with_the_inventory(tmp_path: Path, phantom_series: S
     assert again.objects.schema == VOLUME_SCHEMA
     assert again.objects.equals(found.objects)
     assert (again.volumes, found.volumes) == (1, 1)
+
+
+def test_ids_are_of_pseudonyms_where_addresses_are(tmp_path: Path, phantom_series: Series) -> None:
+    """An id that is a hash of the address without a key would let anybody try addresses, of series too."""
+    fill(str(tmp_path), {f"{k}.dcm": data for k, data in enumerate(phantom_series(3))} | {"alone.png": b"x"})
+    config = ArchiveConfig(uri=str(tmp_path), volumes=True)
+    names = Pseudonymiser(b"0123456789abcdef0123456789abcdef", PrivacyConfig(uri="hash"))
+    rows = list_archive(config, names).objects.to_pylist()
+    assert [row["uri"] for row in rows] == [row["uri"] for row in list_archive(config).objects.to_pylist()]
+    assert [row["members"] is not None for row in rows] == [True, False]
+    assert [row["image_id"] for row in rows] == [image_id(names.address(row["uri"]), row["etag"]) for row in rows]
 
 
 def test_an_empty_archive_has_no_volumes(tmp_path: Path) -> None:

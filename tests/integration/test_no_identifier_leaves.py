@@ -198,6 +198,7 @@ def objects() -> dict[str, tuple[bytes, str | None]]:
         "slide.dcm": (plant(film, SOPClassUID="1.2.840.10008.5.1.4.1.1.77.1.6"), "unsupported_shape"),
         "series.nii": (series.to_bytes(), "unsupported_shape"),
         "pixelless.dcm": (plant(encode.pixelless_dicom(SUBJECT, 2)), "no_pixels"),
+        "raw.dcm": (plant(film, PresentationIntentType="FOR PROCESSING"), "for_processing"),
         "photometric.dcm": (plant(film, PhotometricInterpretation=FAMILY.upper()), "bad_header"),
         "frames.dcm": (plant(film, NumberOfFrames=NAME), "bad_header"),
         "absurd.dcm": (plant(encode.absurd_dicom(SUBJECT, 3)), "bad_dimensions"),
@@ -277,7 +278,12 @@ def run(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Run:
     settings = {
         **{"archive.uri": archive, "archive.list_file": place / "list.csv", "bundle": bundle.uri, "output": output},
         **{"privacy.key_file": place / "key", "privacy.uri": "hash", "privacy.study_date": "shift"},
-        **{"decode.isolation": "process", "decode.max_seconds": 3, "decode.max_decoded_bytes": 8 << 20},
+        **{
+            "decode.isolation": "process",
+            "decode.for_processing": "refuse",
+            "decode.max_seconds": 3,
+            "decode.max_decoded_bytes": 8 << 20,
+        },
         **{"decode.max_bytes": 1 << 27, "ray.num_cpus": 2, "scoring.precision": "float32", "scoring.actors": 1},
         **{
             "on_finish.command": json.dumps([sys.executable, str(place / "tell.py")]),

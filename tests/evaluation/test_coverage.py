@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from medvision_ray.evaluation.calibration_error import expected_calibration_error
 from medvision_ray.evaluation.measure import measure
 from medvision_ray.evaluation.paired import compare_samples
 from medvision_ray.evaluation.samples import EvaluationSamples
@@ -72,6 +73,22 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     found, _ = coverage(studies=60, patients=60, resamples=200)
     for key, share in found.items():
         assert share >= stats.binom.ppf(0.001, 60, 0.93) / 60, (key, share)
+
+
+def test_resampling_biases_the_calibration_error_upwards_so_it_has_no_interval() -> None:
+    generator = np.random.default_rng(0)
+    above = 0
+    for _ in range(40):
+        confidence = generator.random(200)
+        correct = generator.random(200) < confidence  # calibrated: the true error is 0
+        plain = expected_calibration_error(confidence, correct)
+        draws = generator.integers(0, 200, (100, 200))
+        resampled = [expected_calibration_error(confidence[rows], correct[rows]) for rows in draws]
+        assert np.percentile(resampled, 2.5) > 0  # no interval of these would hold the truth
+        above += np.median(resampled) > plain
+    assert above >= 36
+    rows = measure(study(generator, 60), resamples=50, seed=0)
+    assert [row.ci_low for row in rows if row.metric == "ece"] == [None]
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TAG := $(shell $(PYTHON) -c "import sys; print('py%d%d' % sys.version_info[:2])")
 STAMP := $(VENV)/.installed-$(TAG)
 
-.PHONY: demo test test-dcmtk test-faults test-fuzz check format constraints bench bench-score clean
+.PHONY: demo test test-dcmtk test-faults test-fuzz test-intervals check format constraints bench bench-score clean
 
 demo: $(STAMP)
 	$(BIN)/medvision demo --folder demo
@@ -27,6 +27,10 @@ test-faults: $(STAMP)
 # 20,000 damaged files through the real row function; goes on where it was stopped. ARGS are the script's options.
 test-fuzz: $(STAMP)
 	$(BIN)/python tests/fuzz/campaign.py --summary benchmarks/results/fuzz.json $(ARGS)
+
+# How often 95 % intervals hold the truth, over 1,500 simulated studies; a short version is in `make test`.
+test-intervals: $(STAMP)
+	$(BIN)/pytest tests/evaluation/test_coverage.py -m slow -rPs
 
 check: $(STAMP)
 	$(BIN)/ruff check .

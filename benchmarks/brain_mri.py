@@ -88,7 +88,7 @@ def main() -> None:
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     for row in found.metrics:
-        if row.class_name in ("all", "macro") and row.value is not None:
+        if row.subgroup == "all" and row.class_name in ("all", "macro") and row.value is not None:
             sys.stdout.write(f"{row.class_name} {row.metric} {row.value:.4f} [{row.ci_low}, {row.ci_high}]\n")
 
 

@@ -238,7 +238,8 @@ def _evaluate(plan: Campaign, recipe: str, seed: int, split: str) -> list[dict[s
     kept = plan.output / "predictions" / f"{settings['name']}-{split}.parquet"
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_bytes(Path(found.details_uri.removeprefix("file://")).read_bytes())
-    return [{key: value for key, value in asdict(row).items() if key != "subgroup"} for row in found.metrics]
+    whole = [asdict(row) for row in found.metrics if row.subgroup == "all"]
+    return [{key: value for key, value in row.items() if not key.startswith("subgroup")} for row in whole]
 
 
 def _write(path: Path, value: Any) -> None:

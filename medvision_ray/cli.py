@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         "inventory": (_inventory, "list an archive and count what is new"),
         "train": (_train, "train a hybrid CNN and write its bundle"),
         "evaluate": (_evaluate, "measure a bundle on a labelled split"),
+        "compare": (_compare, "compare two bundles on the same labelled images"),
         "score": (_score, "score what is new in an archive and publish it"),
         "report": (_report, "write one HTML page about a model"),
     }
@@ -229,17 +230,34 @@ def _evaluate(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     found = evaluate(job, options.log)
     if not options.json:
         for row in found.metrics:
-            if row.class_name in ("all", "macro") and row.value is not None:
+            if row.subgroup == "all" and row.class_name in ("all", "macro") and row.value is not None:
                 interval = f"  [{row.ci_low:.4f}, {row.ci_high:.4f}]" if row.ci_low is not None else ""
-                sys.stdout.write(f"{row.class_name:>6} {row.metric:<20} {row.value:.4f}{interval}\n")
+                sys.stdout.write(f"{row.class_name:>6} {row.metric:<30} {row.value:.4f}{interval}\n")
     result = {
         "key": found.key,
         "model_id": found.model_id,
         "images": found.images,
         "failed": found.failed,
-        "metrics": [asdict(row) for row in found.metrics],
+        "metrics": [asdict(row) for row in found.metrics if row.subgroup == "all"],
+        "subgroups": [asdict(row) for row in found.metrics if row.subgroup != "all"],
     }
     return OVER_BUDGET if found.run.over_budget else DONE, result
+
+
+def _compare(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    job = _begin(options, "compare")
+    from medvision_ray.evaluation.compare import compare
+
+    found = compare(job, options.log)
+    if not options.json:
+        for row in found.comparison.differences:
+            if row.class_name in ("all", "macro") and row.difference is not None:
+                interval = f"  [{row.ci_low:+.4f}, {row.ci_high:+.4f}]" if row.ci_low is not None else ""
+                figures = f"{row.value:.4f} against {row.baseline:.4f}, {row.difference:+.4f}{interval}"
+                sys.stdout.write(f"{row.class_name:>6} {row.metric:<30} {figures}\n")
+    result = {"comparison": found.uri, "left_out": found.left_out}
+    _print(options, result)
+    return OVER_BUDGET if found.over_budget else DONE, {**found.facts(), **result}
 
 
 def _score(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:

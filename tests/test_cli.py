@@ -16,12 +16,12 @@ from medvision_ray.config import JOBS, load_job
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "score"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "compare", "score"])
 def test_job_files_are_valid(name: str) -> None:
     assert load_job(JOBS[name], str(ROOT / "jobs" / f"{name}.yaml")).output.startswith("s3://")
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "score"])
+@pytest.mark.parametrize("name", ["train", "evaluate", "compare", "score"])
 def test_job_scripts_refuse_a_wrong_option_with_code_2(name: str) -> None:
     command = [sys.executable, f"jobs/{name}.py", "--config", f"jobs/{name}.yaml", "--set", "ouput=x"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

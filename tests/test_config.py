@@ -28,6 +28,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "inventory": {"archive": {"uri": "/a"}},
     "train": {"output": "/o", "labels": {"table": "/t.csv"}},
     "evaluate": {"output": "/o", "bundle": "/b", "labels": {"table": "/t.csv"}},
+    "compare": {"output": "/o", "bundle": "/b", "baseline": "/c", "labels": {"table": "/t.csv"}},
     "score": {"output": "/o", "bundle": "/b", "archive": {"uri": "/a"}},
     "report": {"output": "/o", "bundle": "/b"},
 }

@@ -3,6 +3,7 @@
 from medvision_ray.config.jobs import (
     JOBS,
     AugmentConfig,
+    CompareJob,
     EvaluateJob,
     FailureBudget,
     InventoryJob,
@@ -33,6 +34,7 @@ __all__ = [
     "ArchiveConfig",
     "AugmentConfig",
     "ClaheConfig",
+    "CompareJob",
     "DecodeConfig",
     "EvaluateJob",
     "FailureBudget",

@@ -1,8 +1,8 @@
-"""One frozen model per job: `InventoryJob`, `TrainJob`, `EvaluateJob`, `ScoreJob`, `ReportJob`."""
+"""One frozen model per job: `InventoryJob`, `TrainJob`, `EvaluateJob`, `CompareJob`, `ScoreJob`, `ReportJob`."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -19,6 +19,8 @@ from medvision_ray.config.sections import (
     Section,
 )
 
+Subgroup = Literal["patient_sex", "patient_age_band", "manufacturer", "modality", "mask_size"]
+SUBGROUPS: tuple[Subgroup, ...] = get_args(Subgroup)
 NonNegative = Annotated[float, Field(ge=0)]
 
 
@@ -257,6 +259,18 @@ class EvaluateJob(Section):
     """Bootstrap resamples over patients; 0 leaves intervals out."""
     seed: int = 0
     """Seed of the bootstrap."""
+    surface_tolerance_mm: NonNegative = 2.0
+    """Surface Dice counts outlines this near as equal, where an image's spacing is true in the patient."""
+    surface_tolerance_px: NonNegative = 2.0
+    """The same in pixels, for images without such a spacing."""
+    lesion_iou: Fraction = 0.0
+    """A lesion is detected by a drawn region with at least this intersection over union; 0 is any overlap."""
+    subgroups: tuple[Subgroup, ...] = SUBGROUPS
+    """Measure groups of images apart, by columns of the predictions and by the size of the true mask."""
+    subgroup_columns: tuple[str, ...] = ()
+    """Columns of the label table to group by too, such as the site."""
+    subgroup_min_patients: Positive = 10
+    """Groups of fewer patients are counted and not measured."""
     scoring: ScoringConfig = ScoringConfig()
     """How missing predictions are made."""
     decode: DecodeConfig = DecodeConfig()
@@ -271,6 +285,13 @@ class EvaluateJob(Section):
     """Whom to tell how the job ended."""
     logging: LoggingConfig = LoggingConfig()
     """What standard error carries."""
+
+
+class CompareJob(EvaluateJob):
+    """Two bundles on the same images of a split, paired: differences with intervals and tests."""
+
+    baseline: str
+    """The bundle that `bundle` is compared with."""
 
 
 class InventoryJob(Section):
@@ -315,6 +336,7 @@ JOBS: dict[str, type[Section]] = {
     "inventory": InventoryJob,
     "train": TrainJob,
     "evaluate": EvaluateJob,
+    "compare": CompareJob,
     "score": ScoreJob,
     "report": ReportJob,
 }

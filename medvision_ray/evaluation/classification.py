@@ -18,15 +18,19 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from medvision_ray.errors import MedVisionError
+from medvision_ray.evaluation.calibration_error import expected_calibration_error
 from medvision_ray.evaluation.intervals import Key, Statistic, divide, plain_means, weighted_means
+from medvision_ray.evaluation.ranking import SPECIFICITIES, sensitivity_metric, weighted_ranking
 from medvision_ray.evaluation.samples import EvaluationSamples
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
+_ROUNDING = 1e-12  # of 1 - specificity
+_OVER_ALL = ("accuracy", "balanced_accuracy", "cohen_kappa", "brier", "log_loss", "ece")
 _CLIP = float(np.finfo(np.float32).eps)  # tables hold float32; a confident mistake costs at most 15.9 nats
 
 
@@ -90,20 +94,25 @@ def outcomes(view: OneVsRest) -> tuple[Bools, Bools, Bools, Bools]:
     return yes & view.decided, no & view.decided, yes & ~view.decided, no & ~view.decided
 
 
+def right(view: OneVsRest) -> Bools:
+    """Shape `(n,)`: single-label, the model decided for the true class."""
+    return np.asarray((view.positive & view.decided).any(axis=1))
+
+
 def plain_metrics(view: OneVsRest) -> dict[Key, float]:
     """Every metric that has an interval, from counts and scikit-learn.
 
     Returns:
-        Per class and `macro`: precision, recall, specificity, f1, auroc, average_precision; for
-        findings also accuracy, balanced_accuracy (mean of recall and specificity), brier and
-        log_loss. For single-label data, over `all`: accuracy, balanced_accuracy (macro recall),
-        brier (sum over the classes, so in [0, 2]; Brier 1950) and log_loss (nats). NaN where
-        undefined.
+        Per class and `macro`: precision, recall, specificity, f1, auroc, average_precision and
+        sensitivity at fixed specificities (`ranking.weighted_ranking`); for findings also accuracy,
+        balanced_accuracy (mean of recall and specificity), cohen_kappa, brier and log_loss. For
+        single-label data, over `all`: accuracy, balanced_accuracy (macro recall), cohen_kappa
+        (unweighted; Cohen 1960), brier (sum over the classes, so in [0, 2]; Brier 1950) and log_loss
+        (nats). NaN where undefined.
     """
     tables = _rates(view, *(outcome.sum(axis=0).astype(np.float64) for outcome in outcomes(view)))
     ranks = [_plain_ranks(view, k) for k in range(len(view.classes))]
-    tables["auroc"] = np.array([auroc for auroc, _ in ranks])
-    tables["average_precision"] = np.array([precision for _, precision in ranks])
+    tables.update({metric: np.array([found[metric] for found in ranks]) for metric in ranks[0]})
     for metric, (losses, members) in _losses(view).items():
         tables[metric] = plain_means(losses, members)
     return {key: float(value) for key, value in _named(view, tables).items()}
@@ -121,8 +130,7 @@ def weighted_metrics(view: OneVsRest) -> Statistic:
     def statistic(weights: Floats) -> Mapping[Key, Floats]:
         tables = _rates(view, *np.split(weights @ indicators, 4, axis=1))
         ranks = [ranking(weights) for ranking in rankings]
-        tables["auroc"] = np.stack([auroc for auroc, _ in ranks], axis=1)
-        tables["average_precision"] = np.stack([precision for _, precision in ranks], axis=1)
+        tables.update({metric: np.stack([found[metric] for found in ranks], axis=1) for metric in ranks[0]})
         for metric, (values, members) in losses.items():
             tables[metric] = weighted_means(weights, values, members)
         return _named(view, tables)
@@ -130,63 +138,39 @@ def weighted_metrics(view: OneVsRest) -> Statistic:
     return statistic
 
 
-def weighted_ranks(scores: Floats, positive: Bools) -> Callable[[Floats], tuple[Floats, Floats]]:
-    """AUROC and average precision of one score under many weightings; sorts once.
+def calibration_errors(view: OneVsRest) -> dict[Key, float]:
+    """`ece`: over `all`, of the decided class, for single-label data; per finding and `macro` otherwise.
 
-    Images of equal score form one step, as in `sklearn.metrics.roc_auc_score` and
-    `average_precision_score` with `sample_weight`; no interpolation.
-
-    Args:
-        scores: shape `(n,)`, higher means more likely positive.
-        positive: shape `(n,)`.
-
-    Returns:
-        A function from weights of shape `(resamples, n)` to AUROC and average precision, each of
-        shape `(resamples,)`, NaN where a resample has no positive (or, for AUROC, no negative).
-
-    Examples:
-        >>> ranks = weighted_ranks(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, False, True, True]))
-        >>> auroc, precision = ranks(np.array([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0]]))
-        >>> auroc
-        array([0.875,   nan])
-        >>> precision.round(4)
-        array([0.8333,    nan])
+    A class's confidence is its probability. For findings the event is that the finding is there, as in
+    torchmetrics' `binary_calibration_error`.
     """
-    order = np.argsort(-scores, kind="stable")
-    descending = scores[order]
-    steps = np.flatnonzero(np.concatenate(([True], descending[1:] != descending[:-1]))) if order.size else order
-    positive_in_order = positive[order].astype(np.float64)
-    has_ties = steps.size < order.size
-
-    def ranks(weights: Floats) -> tuple[Floats, Floats]:
-        flagged = weights[:, order]
-        hits = flagged * positive_in_order
-        if has_ties:
-            flagged, hits = np.add.reduceat(flagged, steps, axis=1), np.add.reduceat(hits, steps, axis=1)
-        all_flagged, true_flagged = flagged.cumsum(axis=1), hits.cumsum(axis=1)
-        positives = hits.sum(axis=1)
-        negatives = flagged.sum(axis=1) - positives
-        # A false alarm costs the positives ranked below it, and half of those of equal score.
-        misranked = ((flagged - hits) * (positives[:, None] - true_flagged + 0.5 * hits)).sum(axis=1)
-        precision = np.divide(true_flagged, all_flagged, out=np.zeros_like(hits), where=all_flagged > 0)
-        return 1 - divide(misranked, positives * negatives), divide((hits * precision).sum(axis=1), positives)
-
-    return ranks
+    if view.exclusive:
+        confidence = (view.scores * view.decided).sum(axis=1)
+        return {("all", "ece"): expected_calibration_error(confidence, right(view))}
+    columns = zip(view.scores.T, view.positive.T, view.known.T, strict=True)
+    errors = np.array([expected_calibration_error(score[known], true[known]) for score, true, known in columns])
+    return {key: float(value) for key, value in _named(view, {"ece": errors}).items()}
 
 
-def _ranking(view: OneVsRest, k: int) -> Callable[[Floats], tuple[Floats, Floats]]:
+def _ranking(view: OneVsRest, k: int) -> Callable[[Floats], dict[str, Floats]]:
     known = view.known[:, k]
-    ranks = weighted_ranks(view.scores[known, k], view.positive[known, k])
-    return ranks if known.all() else lambda weights: ranks(weights[:, known])
+    ranking = weighted_ranking(view.scores[known, k], view.positive[known, k])
+    return ranking if known.all() else lambda weights: ranking(weights[:, known])
 
 
-def _plain_ranks(view: OneVsRest, k: int) -> tuple[float, float]:
+def _plain_ranks(view: OneVsRest, k: int) -> dict[str, float]:
     known = view.known[:, k]
     positive, scores = view.positive[known, k], view.scores[known, k]
-    if not positive.any():
-        return np.nan, np.nan
-    auroc = np.nan if positive.all() else float(roc_auc_score(positive, scores))
-    return auroc, float(average_precision_score(positive, scores))
+    names = {sensitivity_metric(value): value for value in SPECIFICITIES}
+    found = dict.fromkeys(("auroc", "average_precision", *names), np.nan)
+    if positive.any():
+        found["average_precision"] = float(average_precision_score(positive, scores))
+    if positive.any() and not positive.all():
+        found["auroc"] = float(roc_auc_score(positive, scores))
+        false_rate, true_rate, _ = roc_curve(positive, scores, drop_intermediate=False)
+        for name, specificity in names.items():
+            found[name] = float(true_rate[false_rate <= 1 - specificity + _ROUNDING].max())
+    return found
 
 
 def _rates(view: OneVsRest, *counts: Floats) -> dict[str, Floats]:
@@ -201,9 +185,13 @@ def _rates(view: OneVsRest, *counts: Floats) -> dict[str, Floats]:
     if view.exclusive:
         rates["accuracy"] = divide(tp.sum(-1, keepdims=True), (tp + fn).sum(-1, keepdims=True))
         rates["balanced_accuracy"] = _macro(view, rates["recall"])[..., None]
+        images = (tp + fn).sum(-1, keepdims=True)
+        chance = divide(((tp + fn) * (tp + fp)).sum(-1, keepdims=True), images**2)
     else:
         rates["accuracy"] = divide(tp + tn, tp + fp + fn + tn)
         rates["balanced_accuracy"] = (rates["recall"] + rates["specificity"]) / 2
+        chance = divide((tp + fn) * (tp + fp) + (tn + fp) * (tn + fn), (tp + fp + fn + tn) ** 2)
+    rates["cohen_kappa"] = divide(rates["accuracy"] - chance, 1 - chance)
     return rates
 
 
@@ -228,7 +216,7 @@ def _macro(view: OneVsRest, values: Floats) -> Floats:
 def _named(view: OneVsRest, tables: Mapping[str, Floats]) -> dict[Key, Floats]:
     """Take tables of shape `(..., K)` apart into classes and `macro`, and `(..., 1)` into `all`."""
     named: dict[Key, Floats] = {}
-    over_all = ("accuracy", "balanced_accuracy", "brier", "log_loss") if view.exclusive else ()
+    over_all = _OVER_ALL if view.exclusive else ()
     for metric, values in tables.items():
         if metric in over_all:
             named["all", metric] = values[..., 0]

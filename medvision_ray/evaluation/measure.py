@@ -10,8 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvision_ray.errors import MedVisionError
-from medvision_ray.evaluation.classification import OneVsRest, one_vs_rest, outcomes, plain_metrics, weighted_metrics
+from medvision_ray.evaluation.classification import (
+    OneVsRest,
+    calibration_errors,
+    one_vs_rest,
+    outcomes,
+    plain_metrics,
+    weighted_metrics,
+)
 from medvision_ray.evaluation.intervals import bootstrap_intervals
+from medvision_ray.evaluation.mask_detail import Ratios, detail_counts, over_all, over_marked
 from medvision_ray.evaluation.samples import EvaluationSamples
 from medvision_ray.evaluation.segmentation import MaskView, mask_counts, mask_view, plain_overlaps, weighted_overlaps
 
@@ -21,7 +29,8 @@ class MetricRow:
     """One metric of one class.
 
     Attributes:
-        subgroup: which images were measured; `all`.
+        subgroup: which images were measured: `all`, or those of a variable such as `patient_sex` whose
+            value is `subgroup_value`.
         class_name: a class, `macro` (mean over the classes that have a true image) or `all`.
         metric: name of the metric, as `measure` lists them.
         value: None where the metric is undefined; counts are whole numbers.
@@ -31,6 +40,7 @@ class MetricRow:
         n_images: images the value rests on: those with a known label for a classification metric,
             those with a non-empty true mask for Dice and IoU, those a count was made among.
         n_patients: patients of these images.
+        subgroup_value: None for `all`.
     """
 
     subgroup: str
@@ -41,19 +51,23 @@ class MetricRow:
     ci_high: float | None
     n_images: int
     n_patients: int
+    subgroup_value: str | None = None
 
 
 def measure(samples: EvaluationSamples, *, resamples: int, seed: int) -> list[MetricRow]:
     """Measure all that truth and predictions allow.
 
-    Single-label classification gives, for `all`: accuracy, balanced_accuracy, brier, log_loss; per
-    class and `macro`: precision, recall (sensitivity), specificity, f1, auroc and average_precision
-    (one against the rest); the confusion matrix as counts, metric `confusion:PREDICTED` with the
-    true class as `class_name`. Multi-label classification gives all of these metrics per finding and
-    `macro`, over the images where the finding is not blank, and the counts true_positives,
-    false_positives, false_negatives and true_negatives. Masks give, for `all` and per true class:
-    dice and iou, and the counts mask_images, missed_masks, empty_mask_images and spurious_masks.
-    Definitions and the cases in which a value is None are in `classification` and `segmentation`.
+    Single-label classification gives, for `all`: accuracy, balanced_accuracy, cohen_kappa, brier,
+    log_loss and ece; per class and `macro`: precision, recall (sensitivity), specificity, f1, auroc,
+    average_precision and sensitivity at fixed specificities (one against the rest); the confusion
+    matrix as counts, metric `confusion:PREDICTED` with the true class as `class_name`. Multi-label
+    classification gives all of these metrics per finding and `macro`, over the images where the finding
+    is not blank, and the counts true_positives, false_positives, false_negatives and true_negatives.
+    Masks give, for `all` and per true class: dice and iou, and the counts mask_images, missed_masks,
+    empty_mask_images and spurious_masks; where outlines and
+    lesions were measured also hd95, surface_dice, lesion_sensitivity and
+    false_positives_per_image with their counts. Definitions and the cases in which a value is None are
+    in `classification`, `segmentation` and `mask_detail`.
 
     Args:
         samples: truth and predictions.
@@ -94,11 +108,16 @@ def measure(samples: EvaluationSamples, *, resamples: int, seed: int) -> list[Me
     return sorted(rows, key=lambda row: order[row.class_name])
 
 
+def measurable(samples: EvaluationSamples) -> bool:
+    """Whether `measure` finds an image with a truth and a prediction of the same kind."""
+    return one_vs_rest(samples) is not None or mask_view(samples) is not None
+
+
 def _classification_rows(view: OneVsRest, resamples: int, seed: int) -> Iterator[MetricRow]:
     intervals = bootstrap_intervals(weighted_metrics(view), view.patients, resamples=resamples, seed=seed)
     images = {name: view.known[:, k] for k, name in enumerate(view.classes)}
     every = view.known.any(axis=1)
-    for (class_name, metric), value in plain_metrics(view).items():
+    for (class_name, metric), value in (plain_metrics(view) | calibration_errors(view)).items():
         interval = intervals.get((class_name, metric))
         yield _row(class_name, metric, value, interval, view.patients[images.get(class_name, every)])
     for k, true in enumerate(view.classes):
@@ -114,22 +133,36 @@ def _classification_rows(view: OneVsRest, resamples: int, seed: int) -> Iterator
 
 
 def _segmentation_rows(view: MaskView, resamples: int, seed: int) -> Iterator[MetricRow]:
-    marked = view.marked
     # Only patients who have a true mask are drawn: others can't change a mean over true masks.
-    inside = MaskView(
-        patients=view.patients[marked],
-        groups=view.groups,
-        members=view.members[marked],
-        overlap=view.overlap[marked],
-        predicted_area=view.predicted_area[marked],
-        true_area=view.true_area[marked],
-    )
+    inside = view.take(view.marked)
     intervals = bootstrap_intervals(weighted_overlaps(inside), inside.patients, resamples=resamples, seed=seed)
-    member = dict(zip(view.groups, view.members.T, strict=True))
+    member = dict(zip(inside.groups, inside.members.T, strict=True))
     for (group, metric), value in plain_overlaps(view).items():
-        yield _row(group, metric, value, intervals.get((group, metric)), view.patients[member[group] & marked])
+        yield _row(group, metric, value, intervals.get((group, metric)), inside.patients[member[group]])
     for (group, metric), (counted, among) in mask_counts(view).items():
         yield _row(group, metric, float(counted.sum()), None, view.patients[among])
+    if view.detail is not None and inside.detail is not None:
+        marked, every = (
+            over_marked(inside.detail, view.groups, inside.members),
+            over_all(view.detail, view.groups, view.members),
+        )
+        for ratios, patients in ((marked, inside.patients), (every, view.patients)):
+            yield from _ratio_rows(ratios, patients, resamples, seed)
+        for metric, (counted_, among) in detail_counts(view.detail, view.predicted_area, view.marked).items():
+            for group, inside_group in zip(view.groups, view.members.T, strict=True):
+                yield _row(
+                    group,
+                    metric,
+                    float(counted_[among & inside_group].sum()),
+                    None,
+                    view.patients[among & inside_group],
+                )
+
+
+def _ratio_rows(ratios: Ratios, patients: NDArray[np.str_], resamples: int, seed: int) -> Iterator[MetricRow]:
+    intervals = bootstrap_intervals(ratios.weighted(), patients, resamples=resamples, seed=seed)
+    for place, ((group, metric), value) in enumerate(ratios.plain().items()):
+        yield _row(group, metric, value, intervals.get((group, metric)), patients[ratios.denominators[:, place] > 0])
 
 
 def _row(

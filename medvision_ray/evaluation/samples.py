@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medvision_ray.errors import MedVisionError
+from medvision_ray.evaluation.mask_detail import MaskDetail
 
 RESERVED_CLASS_NAMES = ("all", "macro")
 """Values of the metrics table's class column that are no class; no class may be called so."""
 
+_PER_IMAGE = (
+    "patients",
+    "labels",
+    "targets",
+    "probabilities",
+    "predicted",
+    "overlap",
+    "predicted_area",
+    "true_area",
+)
 _NO_PATIENT = ("", "nan", "None", "NaN", "NaT", "<NA>")
 _SUM_TOLERANCE = 0.01  # softmax in bfloat16, rounded class by class, is off by up to 0.002
 
@@ -42,6 +53,7 @@ class EvaluationSamples:
         predicted_area: shape `(n,)`, pixels of the predicted mask; anything where `true_area` is NaN.
         true_area: shape `(n,)`, pixels of the true mask on the same grid; NaN where no true mask
             is known, 0 where it is known to be empty.
+        detail: outlines and lesions of the same masks; only with the areas.
 
     Raises:
         MedVisionError: an array is missing, of the wrong shape or type, or out of range.
@@ -74,6 +86,7 @@ class EvaluationSamples:
     overlap: NDArray[np.floating[Any]] | None = None
     predicted_area: NDArray[np.floating[Any]] | None = None
     true_area: NDArray[np.floating[Any]] | None = None
+    detail: MaskDetail | None = None
 
     def __post_init__(self) -> None:
         _check_classes(self.classes)
@@ -88,6 +101,13 @@ class EvaluationSamples:
     def n(self) -> int:
         """Number of images."""
         return int(self.patients.shape[0])
+
+    def take(self, rows: NDArray[np.bool_]) -> EvaluationSamples:
+        """The samples of some images, at least one."""
+        kept: dict[str, Any] = {
+            name: None if (value := getattr(self, name)) is None else value[rows] for name in _PER_IMAGE
+        }
+        return replace(self, **kept, detail=None if self.detail is None else self.detail.take(rows))
 
     def truth(self) -> NDArray[np.float64]:
         """Truth one class against the rest, shape `(n, K)`: 1 true, 0 not, NaN not known."""
@@ -136,7 +156,11 @@ class EvaluationSamples:
     def _check_masks(self) -> None:
         given = [self.overlap is not None, self.predicted_area is not None, self.true_area is not None]
         if not any(given):
+            if self.detail is not None:
+                raise MedVisionError("Expected `detail` only with `true_area`, but got it without.")
             return
+        if self.detail is not None and len(self.detail) != self.n:
+            raise MedVisionError(f"Expected a mask detail of {self.n} images, but got one of {len(self.detail)}.")
         overlap = _array("overlap", self.overlap, (self.n,), "f")
         predicted = _array("predicted_area", self.predicted_area, (self.n,), "f")
         true = _array("true_area", self.true_area, (self.n,), "f")

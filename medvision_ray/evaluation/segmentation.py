@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvision_ray.evaluation.intervals import Key, Statistic, divide, plain_means, weighted_means
+from medvision_ray.evaluation.mask_detail import MaskDetail
 from medvision_ray.evaluation.samples import EvaluationSamples
 
 Floats = NDArray[np.float64]
@@ -31,6 +32,7 @@ class MaskView:
         overlap: shape `(n,)`, pixels.
         predicted_area: shape `(n,)`, pixels.
         true_area: shape `(n,)`, pixels; may be 0.
+        detail: outlines and lesions of these images, where they were measured.
     """
 
     patients: NDArray[np.str_]
@@ -39,11 +41,24 @@ class MaskView:
     overlap: Floats
     predicted_area: Floats
     true_area: Floats
+    detail: MaskDetail | None = None
 
     @property
     def marked(self) -> Bools:
         """Shape `(n,)`: the true mask is not empty."""
         return np.asarray(self.true_area > 0)
+
+    def take(self, rows: Bools) -> MaskView:
+        """The view of some images; the groups stay."""
+        return MaskView(
+            patients=self.patients[rows],
+            groups=self.groups,
+            members=self.members[rows],
+            overlap=self.overlap[rows],
+            predicted_area=self.predicted_area[rows],
+            true_area=self.true_area[rows],
+            detail=None if self.detail is None else self.detail.take(rows),
+        )
 
 
 def mask_view(samples: EvaluationSamples) -> MaskView | None:
@@ -61,6 +76,7 @@ def mask_view(samples: EvaluationSamples) -> MaskView | None:
         overlap=samples.overlap[known].astype(np.float64),
         predicted_area=samples.predicted_area[known].astype(np.float64),
         true_area=samples.true_area[known].astype(np.float64),
+        detail=None if samples.detail is None else samples.detail.take(known),
     )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import posixpath
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,7 @@ class LabelTable:
         patients: patient of each image, surrounding blanks removed and in capitals as the pseudonyms take it. Never
             written anywhere: identifiers leave only as keyed pseudonyms.
         splits: `train`, `val` or `test`, shape `(n,)`.
+        columns: further columns that were asked for, one text a row, empty where blank.
     """
 
     uris: tuple[str, ...]
@@ -54,6 +56,7 @@ class LabelTable:
     targets: NDArray[np.float32] | None
     patients: tuple[str, ...]
     splits: NDArray[np.str_]
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         SplitAssignment(self.patients, tuple(self.splits.tolist()))
@@ -82,6 +85,7 @@ class LabelTable:
             targets=None if self.targets is None else self.targets[rows],
             patients=tuple(self.patients[row] for row in rows),
             splits=self.splits[rows],
+            columns={name: tuple(cells[row] for row in rows) for name, cells in self.columns.items()},
         )
 
     def summary(self) -> dict[str, dict[str, Any]]:
@@ -105,12 +109,15 @@ class LabelTable:
         }
 
 
-def load_labels(config: LabelsConfig) -> LabelTable:
+def load_labels(config: LabelsConfig, columns: Sequence[str] = ()) -> LabelTable:
     """Read and check a label table and give every row its split.
 
     Relative `image` and `mask` paths start from `config.root`, or from the table's own folder. A given split column is
     kept; where it has train but no val, val is taken out of train by patient; where it is absent or blank throughout, all
     three splits are made by patient from `config.fractions` and `config.seed`.
+
+    Args:
+        columns: further columns to keep as text; none of them the patient's.
 
     Raises:
         LabelError: the table cannot be used. The message gives counts and row numbers, and never quotes a cell, which
@@ -129,7 +136,18 @@ def load_labels(config: LabelsConfig) -> LabelTable:
             f"Expected a label ({wanted}) or a mask (column `mask`) in some row of the label table, but there is neither."
         )
     patients, splits = _splits(frame, config, uris, _strata_classes(labels, targets))
-    return LabelTable(uris, masks, classes, targets is not None, labels, targets, patients, splits)
+    kept = {name: tuple(_column(frame, name)) for name in _further(frame, config, columns)}
+    return LabelTable(uris, masks, classes, targets is not None, labels, targets, patients, splits, kept)
+
+
+def _further(frame: pd.DataFrame, config: LabelsConfig, columns: Sequence[str]) -> Sequence[str]:
+    if config.patient_column in columns:
+        raise LabelError(f"Expected columns other than `{config.patient_column}`, which identifies patients.")
+    if absent := [name for name in columns if name not in frame.columns]:
+        raise LabelError(
+            f"Expected the columns {', '.join(columns)} in the label table, but it lacks {', '.join(absent)}."
+        )
+    return columns
 
 
 def _read_table(uri: str) -> pd.DataFrame:

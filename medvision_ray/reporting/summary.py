@@ -9,6 +9,7 @@ import pandas as pd
 
 METRIC_COLUMNS = (
     "subgroup",
+    "subgroup_value",
     "class_name",
     "metric",
     "value",
@@ -28,10 +29,23 @@ NAMES = {
     "f1": "F1",
     "auroc": "AUROC",
     "average_precision": "Average precision",
+    "sensitivity_at_90_specificity": "Sensitivity at specificity 0.90",
+    "sensitivity_at_95_specificity": "Sensitivity at specificity 0.95",
+    "cohen_kappa": "Cohen's kappa",
+    "ece": "Expected calibration error",
     "brier": "Brier score",
     "log_loss": "Log loss",
     "dice": "Dice",
     "iou": "IoU",
+    "hd95_mm": "HD95 (mm)",
+    "hd95_px": "HD95 (pixels)",
+    "lesion_sensitivity": "Lesion sensitivity",
+    "false_positives_per_image": "False positives an image",
+    "undrawn_masks": "Masks with nothing drawn",
+    "lesions": "Lesions",
+    "detected_lesions": "Lesions detected",
+    "false_positive_lesions": "Drawn regions without a lesion",
+    "images": "Images",
     "mask_images": "Images with a true mask",
     "missed_masks": "Missed masks",
     "empty_mask_images": "Images with an empty true mask",
@@ -42,9 +56,12 @@ NAMES = {
     "false_negatives": "False negatives",
     "true_negatives": "True negatives",
 }
-_MASK_COUNTS = frozenset({"mask_images", "missed_masks", "empty_mask_images", "spurious_masks"})
+_MASK_COUNTS = frozenset({"mask_images", "missed_masks", "empty_mask_images", "spurious_masks", "undrawn_masks"})
+_LESION_COUNTS = frozenset({"lesions", "detected_lesions", "false_positive_lesions"})
+_LESION_RATES = frozenset({"lesion_sensitivity", "false_positives_per_image"})
+_OVERLAPS = ("dice", "iou", "hd95", "surface_dice")  # names begin so; a unit or tolerance follows
 _FINDING_COUNTS = frozenset({"true_positives", "false_positives", "false_negatives", "true_negatives"})
-_COUNTS = _MASK_COUNTS | _FINDING_COUNTS | {"failed_images"}
+_COUNTS = _MASK_COUNTS | _LESION_COUNTS | _FINDING_COUNTS | {"failed_images", "images"}
 _HEADLINES = (("all", "accuracy"), ("macro", "auroc"), ("macro", "recall"), ("macro", "f1"), ("all", "dice"))
 _MOST_TILES = 4
 _OVER_ALL = {"all": "all images", "macro": "mean over classes"}
@@ -101,14 +118,16 @@ def metric_tables(metrics: pd.DataFrame) -> list[MetricTable]:
     """
     tables: list[MetricTable] = []
     listed = metrics[~metrics["metric"].str.startswith("confusion:")]
-    for _, group in listed.groupby(["dataset", "split", "subgroup"], sort=False, dropna=False):
+    for _, group in listed.groupby(["dataset", "split", "subgroup", "subgroup_value"], sort=False, dropna=False):
         by_class = set(group.loc[~group["class_name"].isin(list(_OVER_ALL)), "metric"])
         apart = group["metric"].isin(by_class)
-        masks = group["metric"].isin(["dice", "iou", *_MASK_COUNTS])
+        lesions = group["metric"].isin(_LESION_COUNTS | _LESION_RATES)
+        masks = group["metric"].isin(_MASK_COUNTS) | group["metric"].str.startswith(_OVERLAPS)
         parts = (
-            ("over all images", group[~apart & ~masks]),
-            ("by class", group[apart & ~masks]),
+            ("over all images", group[~apart & ~masks & ~lesions]),
+            ("by class", group[apart & ~masks & ~lesions]),
             ("masks", group[masks]),
+            ("lesions", group[lesions]),
         )
         tables.extend(_table(rows, part) for part, rows in parts if len(rows))
     return tables
@@ -144,13 +163,16 @@ def _table(rows: pd.DataFrame, part: str) -> MetricTable:
         values = tuple(("", "") if row is None else (_value(row), _interval(row)) for row in found)
         images, patients = (max(int(row[key]) for row in present) for key in ("n_images", "n_patients"))
         lines.append((_OVER_ALL.get(name, name), f"{images:,}", f"{patients:,}", values))
-    heads = tuple(NAMES.get(metric, metric) for metric in metrics)
+    heads = tuple(NAMES.get(metric, metric.replace("surface_dice_", "Surface Dice at ")) for metric in metrics)
     return MetricTable(f"{_group_title(rows.iloc[0])}: {part}", heads, tuple(lines))
 
 
 def _group_title(row: pd.Series) -> str:
     title = f"{row['split']} split of {row['dataset']}"
-    return title if row["subgroup"] == "all" else f"{title}, subgroup {row['subgroup']}"
+    if row["subgroup"] == "all":
+        return title
+    value = "" if pd.isna(row["subgroup_value"]) else f" {row['subgroup_value']}"
+    return f"{title}, subgroup {row['subgroup']}{value}"
 
 
 def _value(row: pd.Series) -> str:

@@ -72,6 +72,8 @@ METRICS = pa.schema(
         pa.field("n_images", pa.int64()),
         pa.field("n_patients", pa.int64()),
         pa.field("measured_at", TIMESTAMP),
+        # From here on: null in rows of earlier versions (LATER).
+        pa.field("subgroup_value", pa.string()),
     ]
 )
 RUNS = pa.schema(
@@ -103,6 +105,7 @@ RUNS = pa.schema(
 TABLES = ("predictions", "failures", "metrics", "runs")
 PARTITIONS = {"predictions": ["model_id", "run_date"], "failures": [], "metrics": [], "runs": []}
 LATER = {
+    "metrics": frozenset({"subgroup_value"}),
     "runs": frozenset(RUNS.names[RUNS.get_field_index("state") :]),
     "predictions": frozenset(("spacing_source", *(column.name for column in HEADER_COLUMNS))),
 }

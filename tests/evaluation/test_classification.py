@@ -10,13 +10,15 @@ import sklearn.metrics as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medvision_ray.evaluation.calibration_error import expected_calibration_error
 from medvision_ray.evaluation.classification import (
     OneVsRest,
+    calibration_errors,
     one_vs_rest,
     plain_metrics,
     weighted_metrics,
-    weighted_ranks,
 )
+from medvision_ray.evaluation.ranking import weighted_ranking, weighted_ranks
 from medvision_ray.evaluation.samples import EvaluationSamples
 
 CLASSES = ("covid", "normal", "pneumonia")
@@ -75,7 +77,18 @@ def reference_of_one_class(positive, decided, scores, weights=None) -> dict[str,
             "f1": reference.f1_score(positive, decided, **options),
             "auroc": reference.roc_auc_score(positive, scores, sample_weight=weights),
             "average_precision": reference.average_precision_score(positive, scores, sample_weight=weights),
+            **{f"sensitivity_at_{int(100 * s)}_specificity": sensitivity_at(positive, scores, s) for s in (0.90, 0.95)},
         }
+
+
+def sensitivity_at(positive, scores, specificity: float) -> float:
+    """The definition: the best sensitivity of any threshold, counted one by one."""
+    best = 0.0
+    for threshold in [*np.unique(scores), np.inf]:
+        decided = scores >= threshold
+        if (~decided[~positive]).mean() >= specificity - 1e-12:
+            best = max(best, decided[positive].mean())
+    return best
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -90,6 +103,7 @@ def test_single_label_metrics_agree_with_scikit_learn(seed: int) -> None:
     expected |= {("macro", metric): np.mean([row[metric] for row in per_class]) for metric in per_class[0]}
     expected["all", "accuracy"] = reference.accuracy_score(labels, predicted)
     expected["all", "balanced_accuracy"] = reference.balanced_accuracy_score(labels, predicted)
+    expected["all", "cohen_kappa"] = reference.cohen_kappa_score(labels, predicted)
     expected["all", "brier"] = reference.brier_score_loss(labels, scores, scale_by_half=False)
     clipped = scores.clip(np.finfo(np.float32).eps, 1 - np.finfo(np.float32).eps)
     expected["all", "log_loss"] = -np.log(clipped[np.arange(samples.n), labels]).mean()
@@ -134,6 +148,7 @@ def test_multi_label_metrics_agree_with_scikit_learn_over_the_images_that_are_no
         expected = reference_of_one_class(positive, decided, scores)
         expected["accuracy"] = reference.accuracy_score(positive, decided)
         expected["balanced_accuracy"] = reference.balanced_accuracy_score(positive, decided)
+        expected["cohen_kappa"] = reference.cohen_kappa_score(positive, decided)
         expected["brier"] = reference.brier_score_loss(positive, scores)
         clipped = scores.clip(np.finfo(np.float32).eps, 1 - np.finfo(np.float32).eps)
         expected["log_loss"] = reference.log_loss(positive, clipped)
@@ -155,6 +170,10 @@ def test_metrics_agree_with_torchmetrics() -> None:
         ("average_precision", functional.multiclass_average_precision(scores, labels, 3, average=None)),
         ("specificity", functional.multiclass_specificity(predicted, labels, 3, average=None)),
         ("f1", functional.multiclass_f1_score(predicted, labels, 3, average=None)),
+        (
+            "sensitivity_at_90_specificity",
+            functional.multiclass_sensitivity_at_specificity(scores, labels, 3, min_specificity=0.90)[0],
+        ),
     ):
         assert [ours[name, metric] for name in CLASSES] == pytest.approx(theirs.tolist(), abs=1e-6)
 
@@ -269,3 +288,68 @@ def test_without_a_label_or_a_head_there_is_nothing_to_classify() -> None:
     halves = np.full((2, 2), 0.5)
     unlabelled = EvaluationSamples(("x", "y"), False, nobody, np.array([-1, -1]), None, halves, np.array([0, 0]))
     assert one_vs_rest(unlabelled) is None
+
+
+def test_calibration_error_agrees_with_torchmetrics() -> None:
+    torch = pytest.importorskip("torch")
+    functional = pytest.importorskip("torchmetrics.functional.classification")
+    generator = np.random.default_rng(4)
+    scores = generator.dirichlet([1.0, 1.0, 1.0], 400)
+    labels = generator.integers(0, 3, 400)
+    samples = EvaluationSamples(CLASSES, False, np.arange(400).astype(str), labels, None, scores, scores.argmax(1))
+    theirs = functional.multiclass_calibration_error(torch.tensor(scores), torch.tensor(labels), 3, n_bins=15)
+    assert calibration_errors(view_of(samples)) == {("all", "ece"): pytest.approx(float(theirs), abs=1e-6)}
+
+    targets = (generator.random((400, 3)) < 0.4).astype(float)
+    targets[:50, 1] = np.nan
+    findings = EvaluationSamples(
+        CLASSES, True, samples.patients, targets=targets, probabilities=scores, thresholds=np.full(3, 0.5)
+    )
+    ours = calibration_errors(view_of(findings))
+    for k, name in enumerate(CLASSES):
+        known = ~np.isnan(targets[:, k])
+        theirs = functional.binary_calibration_error(
+            torch.tensor(scores[known, k]), torch.tensor(targets[known, k]).long(), n_bins=15
+        )
+        assert ours[name, "ece"] == pytest.approx(float(theirs), abs=1e-6)
+
+
+def test_a_certain_model_falls_into_the_last_bin() -> None:
+    assert expected_calibration_error(np.array([1.0, 1.0, 0.0]), np.array([True, False, False])) == pytest.approx(1 / 3)
+    assert np.isnan(expected_calibration_error(np.array([]), np.array([], dtype=bool)))
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.integers(0, 12)), min_size=1, max_size=20))
+@settings(max_examples=150, deadline=None)
+def test_sensitivity_at_a_specificity_under_ties_and_weights_is_that_of_the_repeated_images(
+    images: list[tuple[int, bool, int]],
+) -> None:
+    scores = np.array([score / 4 for score, _, _ in images])
+    positive = np.array([truth for _, truth, _ in images])
+    weights = np.array([weight for _, _, weight in images])
+    ours = weighted_ranking(scores, positive)(weights[None].astype(float))
+    again, truth = np.repeat(scores, weights), np.repeat(positive, weights)
+    for specificity in (0.90, 0.95):
+        found = ours[f"sensitivity_at_{int(100 * specificity)}_specificity"][0]
+        if truth.any() and not truth.all():
+            assert found == pytest.approx(sensitivity_at(truth, again, specificity), abs=1e-12)
+        else:
+            assert np.isnan(found)
+
+
+def test_a_finding_that_is_blank_everywhere_has_no_value() -> None:
+    targets = np.array([[1.0, np.nan], [0.0, np.nan], [1.0, np.nan]])
+    samples = EvaluationSamples(
+        ("x", "y"),
+        True,
+        np.array(["a", "b", "c"]),
+        targets=targets,
+        probabilities=np.full((3, 2), 0.5),
+        thresholds=np.full(2, 0.5),
+    )
+    view = view_of(samples)
+    plain, weighted = plain_metrics(view), weighted_metrics(view)(np.ones((1, 3)))
+    for metric in ("auroc", "sensitivity_at_90_specificity", "cohen_kappa"):
+        assert np.isnan(plain["y", metric])
+        assert np.isnan(weighted["y", metric][0])
+    assert np.isnan(calibration_errors(view)["y", "ece"])

@@ -48,14 +48,17 @@ def by_key(rows: list[MetricRow]) -> dict[tuple[str, str], MetricRow]:
 
 def test_rows_have_the_columns_of_the_metrics_table() -> None:
     names = [field.name for field in fields(MetricRow)]
-    assert names == ["subgroup", "class_name", "metric", "value", "ci_low", "ci_high", "n_images", "n_patients"]
+    assert names == [
+        "subgroup", "class_name", "metric", "value", "ci_low", "ci_high", "n_images", "n_patients", "subgroup_value",
+    ]  # fmt: skip
 
 
 def test_every_value_that_has_an_interval_lies_in_it() -> None:
     rows = [row for row in measure(make(200), resamples=300, seed=0) if row.ci_low is not None]
     assert {row.metric for row in rows} == {
         "accuracy", "balanced_accuracy", "brier", "log_loss", "precision", "recall", "specificity", "f1", "auroc",
-        "average_precision", "dice", "iou",
+        "average_precision", "dice", "iou", "cohen_kappa", "sensitivity_at_90_specificity",
+        "sensitivity_at_95_specificity",
     }  # fmt: skip
     for row in rows:
         assert row.ci_low < row.value < row.ci_high, row
@@ -180,7 +183,21 @@ def test_a_thousand_resamples_of_five_thousand_images_take_under_ten_seconds() -
     assert time.process_time() - start < 10
 
 
-@pytest.mark.parametrize("module", ["samples", "intervals", "classification", "segmentation", "measure"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "samples",
+        "intervals",
+        "ranking",
+        "calibration_error",
+        "segmentation",
+        "surfaces",
+        "lesions",
+        "mask_pairs",
+        "paired_tests",
+        "measure",
+    ],
+)
 def test_examples_in_docstrings_hold(module: str) -> None:
     result = doctest.testmod(importlib.import_module(f"medvision_ray.evaluation.{module}"))
     assert result.attempted > 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
 import zlib
 from io import BytesIO
 from pathlib import Path
@@ -19,45 +18,11 @@ from medvision_ray.imaging.decode import decode
 from medvision_ray.imaging.errors import DecodeError, ErrorCode
 
 CONFIG = DecodeConfig()
-BOMBS = {
-    "big.png": ErrorCode.TOO_LARGE,
-    "dims_huge.nii": ErrorCode.TOO_LARGE,
-    "dims_huge.nii.gz": ErrorCode.TOO_LARGE,
-    "dims_neg.nii": ErrorCode.BAD_DIMENSIONS,
-    "frames2e9_j2k.dcm": ErrorCode.TOO_LARGE,
-    "frames2e9_native.dcm": ErrorCode.TOO_LARGE,
-    "hdr65535_j2k.dcm": ErrorCode.BAD_DIMENSIONS,
-    "imagecodecs_dicomrle_segv.dcm": ErrorCode.CORRUPT,
-    "j2k_20k.dcm": ErrorCode.TOO_LARGE,
-    "j2k_mismatch.dcm": ErrorCode.DIMENSION_MISMATCH,
-    "j2k_siz_bomb.dcm": ErrorCode.DIMENSION_MISMATCH,
-    "j2k_tiles1.dcm": ErrorCode.DECOMPRESSION_BOMB,
-    "jls_20k.dcm": ErrorCode.TOO_LARGE,
-    "jls_mismatch.dcm": ErrorCode.DIMENSION_MISMATCH,
-    "len2g.dcm": ErrorCode.TRUNCATED,
-    "nest500.dcm": ErrorCode.CORRUPT,
-    "rle65535.dcm": ErrorCode.BAD_DIMENSIONS,
-    "vox_nan.nii": ErrorCode.TOO_LARGE,
-}
 
 
 def stored(data: bytes) -> np.ndarray[Any, Any]:
     dataset, syntax = dicom.parse(data, CONFIG)
     return dicom_pixels.read_stored(dataset, dicom_header.read_pixel_header(dataset, syntax, CONFIG))
-
-
-@pytest.mark.parametrize("name", sorted(BOMBS))
-def test_a_bomb_is_refused_in_bounded_memory(corpora_dir: Path, name: str) -> None:
-    data = (corpora_dir / "bombs" / name).read_bytes()
-    tracemalloc.start()
-    try:
-        with pytest.raises(DecodeError) as caught:
-            decode(data, CONFIG)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert caught.value.code is BOMBS[name]
-    assert peak < 20_000_000
 
 
 def test_a_deflated_bomb_is_refused_at_the_limit() -> None:

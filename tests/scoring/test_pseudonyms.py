@@ -16,7 +16,8 @@ from medvision_ray.bundle import Bundle, image_digest
 from medvision_ray.config import ArchiveConfig, EvaluateJob, PrivacyConfig, ScoreJob, build_job
 from medvision_ray.demo.archive import PhantomArchive
 from medvision_ray.errors import LabelError, MedVisionError
-from medvision_ray.evaluation.evaluate import _check, _write_details
+from medvision_ray.evaluation.collect import _check
+from medvision_ray.evaluation.evaluate import _write_details
 from medvision_ray.learning.labels import load_labels
 from medvision_ray.privacy import Pseudonymiser
 from medvision_ray.scoring.run import RunPlan, _freeze

@@ -15,6 +15,7 @@ import yaml
 
 from medvision_ray import storage
 from medvision_ray.bundle import Bundle, image_digest, load_bundle, save_bundle
+from medvision_ray.calibration import PlattScaling, TemperatureScaling
 from medvision_ray.config import ModelConfig, PreprocessConfig
 from medvision_ray.errors import BundleError
 from medvision_ray.learning.model import HybridCNN, batch_norm_eps, build_model, set_batch_norm_eps
@@ -124,6 +125,27 @@ def test_the_model_card_has_the_facts_and_leaves_the_intended_use_to_the_owner(s
         assert text in card
 
 
+def test_a_calibration_is_saved_read_and_part_of_the_identity(save: Save, tmp_path: Path) -> None:
+    plain = save()
+    assert plain.calibration is None
+    assert "calibration" not in yaml.safe_load((tmp_path / "bundle/bundle.yaml").read_text())
+    calibration = PlattScaling(((1.5, -0.25), None))
+    saved = save(calibration=calibration)
+    assert load_bundle(saved.uri).calibration == calibration
+    assert saved.model_id != plain.model_id
+    assert save(calibration=PlattScaling(((1.5, -0.5), None))).model_id != saved.model_id
+    one = TemperatureScaling(1.5)
+    assert load_bundle(save(multi_label=False, thresholds=(), calibration=one).uri).calibration == one
+
+
+def test_the_card_shows_figures_and_no_diagrams(save: Save, tmp_path: Path) -> None:
+    saved = save(metrics={"val_ece": 0.125, "reliability": {"raw": {"all": [{"low": 0.0}]}}})
+    assert saved.metrics["reliability"] == {"raw": {"all": [{"low": 0.0}]}}
+    card = (tmp_path / "bundle/MODEL_CARD.md").read_text()
+    assert "val_ece: 0.125" in card
+    assert "reliability" not in card
+
+
 def test_bundle_yaml_is_written_last(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save()
     real, written = storage.write_bytes, []
@@ -182,6 +204,9 @@ def test_weights_altered_after_loading_are_refused(save: Save, tmp_path: Path) -
         ({"architecture": {"encodr": "resnet18"}}, "did you mean `encoder`"),
         ({"preprocess": {"size": [63, 64]}}, "multiples of 32"),
         ({"files": {}}, "to name metrics.json"),
+        ({"calibration": None}, "calibration: a temperature"),
+        ({"calibration": {"method": "temperature", "temperature": 2.0}}, "calibration: a temperature"),
+        ({"calibration": {"method": "platt", "sigmoids": [[1.0, 0.0], None]}}, "was altered"),
     ],
 )
 def test_an_edited_or_unknown_bundle_yaml_is_refused(

@@ -1,5 +1,6 @@
 """Configuration: one frozen pydantic model per job, YAML in, every option documented."""
 
+from medvision_ray.config.decisions import CalibrationConfig
 from medvision_ray.config.jobs import (
     JOBS,
     AugmentConfig,
@@ -33,6 +34,7 @@ __all__ = [
     "JOBS",
     "ArchiveConfig",
     "AugmentConfig",
+    "CalibrationConfig",
     "ClaheConfig",
     "CompareJob",
     "DecodeConfig",

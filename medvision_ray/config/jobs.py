@@ -6,6 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
+from medvision_ray.config.decisions import CalibrationConfig
 from medvision_ray.config.operations import LoggingConfig, OnFinishConfig
 from medvision_ray.config.sections import (
     ArchiveConfig,
@@ -120,6 +121,8 @@ class TrainJob(Section):
     """Augmentation of the train split."""
     loss: LossConfig = LossConfig()
     """Loss."""
+    calibration: CalibrationConfig = CalibrationConfig()
+    """Calibrated probabilities beside the raw ones."""
     epochs: Positive = 20
     """Most epochs."""
     batch_size: Positive = 16

@@ -20,6 +20,7 @@ _PER_IMAGE = (
     "targets",
     "probabilities",
     "predicted",
+    "calibrated",
     "overlap",
     "predicted_area",
     "true_area",
@@ -49,6 +50,8 @@ class EvaluationSamples:
             `probabilities` only.
         thresholds: shape `(K,)`; a finding is decided present where its probability is at least
             this; multi-label with `probabilities` only.
+        calibrated: shape `(n, K)`, calibrated probabilities in [0, 1]; NaN in the column of a finding that has none;
+            only with `probabilities`.
         overlap: shape `(n,)`, pixels in both masks; anything where `true_area` is NaN.
         predicted_area: shape `(n,)`, pixels of the predicted mask; anything where `true_area` is NaN.
         true_area: shape `(n,)`, pixels of the true mask on the same grid; NaN where no true mask
@@ -83,6 +86,7 @@ class EvaluationSamples:
     probabilities: NDArray[np.floating[Any]] | None = None
     predicted: NDArray[np.integer[Any]] | None = None
     thresholds: NDArray[np.floating[Any]] | None = None
+    calibrated: NDArray[np.floating[Any]] | None = None
     overlap: NDArray[np.floating[Any]] | None = None
     predicted_area: NDArray[np.floating[Any]] | None = None
     true_area: NDArray[np.floating[Any]] | None = None
@@ -95,6 +99,7 @@ class EvaluationSamples:
             self._check_multi_label()
         else:
             self._check_single_label()
+        self._check_calibrated()
         self._check_masks()
 
     @property
@@ -152,6 +157,14 @@ class EvaluationSamples:
         _check_range("probabilities", probabilities, 0, 1, "a probability")
         thresholds = _array("thresholds", self.thresholds, (k,), "f")
         _check_range("thresholds", thresholds, 0, 1, "a probability")
+
+    def _check_calibrated(self) -> None:
+        if self.calibrated is None:
+            return
+        if self.probabilities is None:
+            _only_with("`probabilities`", calibrated=self.calibrated)
+        calibrated = _array("calibrated", self.calibrated, (self.n, len(self.classes)), "f")
+        _check_range("calibrated", calibrated[~np.isnan(calibrated)], 0, 1, "a probability")
 
     def _check_masks(self) -> None:
         given = [self.overlap is not None, self.predicted_area is not None, self.true_area is not None]

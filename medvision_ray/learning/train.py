@@ -100,7 +100,14 @@ def train(job: TrainJob, progress: Progress = lambda line: None) -> TrainResult:
         facts["image_digests"] = "hashed" if names else "plain"
         digests = [image_digest(table.uris[row], names) for row in plan.train]
         bundle = publish_bundle(
-            bundle_uri, name, plan, best, dataset=decoded.dataset, facts=facts, train_digest=digests
+            bundle_uri,
+            name,
+            plan,
+            best,
+            dataset=decoded.dataset,
+            facts=facts,
+            train_digest=digests,
+            patients=table.patients,
         )
         seconds["publish"] = time.perf_counter() - clock
     return _result(job, bundle, folder, {"already_done": False, "labels": labels, "seconds": seconds})

@@ -21,6 +21,7 @@ from medvision_ray.calibration import Calibration, read_calibration
 from medvision_ray.config import ModelConfig, PreprocessConfig, Section, build_job
 from medvision_ray.errors import BundleError, ConfigError, StorageError
 from medvision_ray.model_card import model_card
+from medvision_ray.operating_points import OperatingPoint, read_operating_points
 from medvision_ray.privacy import Pseudonymiser
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ _IDENTITY = (
 )
 _KEYS = {"schema_version", "name", "model_id", *_IDENTITY, "files", "trained"}
 # Part of the identity where they are there; bundles of earlier versions lack them and keep their model_id.
-_OPTIONAL = ("calibration",)
+_OPTIONAL = ("calibration", "operating_points")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 SectionT = TypeVar("SectionT", bound=Section)
 
@@ -69,6 +70,7 @@ class Bundle:
         weights_sha256: of `weights.safetensors`, in hexadecimal.
         content_hash: sha256 of all that changes predictions, in hexadecimal.
         calibration: from raw to calibrated probabilities; None where none was fitted.
+        operating_points: thresholds on raw probabilities, chosen on validation; none where none were chosen.
         trained: facts of the training (label summary, versions, epochs, best score).
         metrics: validation metrics.
         train_digest: `image_digest` of each image that was trained on.
@@ -86,6 +88,7 @@ class Bundle:
     weights_sha256: str
     content_hash: str
     calibration: Calibration | None = None
+    operating_points: tuple[OperatingPoint, ...] = ()
     trained: dict[str, Any] = field(default_factory=dict, repr=False)
     metrics: dict[str, Any] = field(default_factory=dict, repr=False)
     train_digest: tuple[str, ...] = field(default=(), repr=False)
@@ -149,6 +152,7 @@ def save_bundle(
     train_digest: Iterable[str],
     model: HybridCNN,
     calibration: Calibration | None = None,
+    operating_points: Sequence[OperatingPoint] = (),
 ) -> Bundle:
     """Write a bundle. A bundle that is there already stops being one first, so nobody reads a mixture.
 
@@ -158,6 +162,7 @@ def save_bundle(
         train_digest: `image_digest` of each training image.
         model: the bare trained network (the moving average where there is one).
         calibration: fitted to validation; None where there is none.
+        operating_points: chosen on validation.
 
     Raises:
         BundleError: fields do not fit each other, or facts are not plain text, numbers, lists and mappings.
@@ -183,6 +188,8 @@ def save_bundle(
     }
     if calibration is not None:
         identity["calibration"] = calibration.document()
+    if operating_points:
+        identity["operating_points"] = [point.document() for point in operating_points]
     parts = {_METRICS: _json(metrics, "metrics"), _IMAGES: _json(sorted(train_digest), "train_digest")}
     document = {
         "schema_version": SCHEMA_VERSION,
@@ -252,6 +259,7 @@ def _bundle(place: str, document: dict[str, Any], parts: Mapping[str, bytes]) ->
         # Over what is written, not over the models: an option added later leaves old bundles' hashes alone.
         content_hash=_content_hash({key: document[key] for key in (*_IDENTITY, *_OPTIONAL) if key in document}),
         calibration=_calibration(document),
+        operating_points=_operating_points(document) or (),
         trained=document["trained"],
         metrics=json.loads(parts[_METRICS]),
         train_digest=tuple(json.loads(parts[_IMAGES])),
@@ -277,6 +285,8 @@ def _check_fields(place: str, document: dict[str, Any]) -> None:
         "calibration: a temperature (single-label), or a sigmoid or null a class (multi_label)": "calibration"
         not in document
         or _calibration(document) is not None,
+        "operating_points: different names, each with a threshold or null a class": "operating_points" not in document
+        or _operating_points(document) is not None,
     }
     broken = [rule for rule, holds in rules.items() if not holds]
     if broken:
@@ -284,9 +294,15 @@ def _check_fields(place: str, document: dict[str, Any]) -> None:
 
 
 def _calibration(document: Mapping[str, Any]) -> Calibration | None:
-    classes = document["classes"]
-    n_classes = len(classes) if isinstance(classes, list) else 0
-    return read_calibration(document.get("calibration"), n_classes, document["multi_label"] is True)
+    return read_calibration(document.get("calibration"), _n_classes(document), document["multi_label"] is True)
+
+
+def _operating_points(document: Mapping[str, Any]) -> tuple[OperatingPoint, ...] | None:
+    return read_operating_points(document.get("operating_points"), _n_classes(document))
+
+
+def _n_classes(document: Mapping[str, Any]) -> int:
+    return len(document["classes"]) if isinstance(document["classes"], list) else 0
 
 
 def _is_probability(value: Any) -> bool:

@@ -22,7 +22,17 @@ FLOORS = (
     ("storage", "listing", "s3", "s3_listing", "s3_files", "retry", "tables", "privacy", "cluster"),
     ("logs", "defects", "foreign", "ending"),
     ("imaging",),
-    ("archive", "learning", "calibration", "bundle", "model_card", "monitoring", "on_finish", "verification"),
+    (
+        "archive",
+        "learning",
+        "calibration",
+        "operating_points",
+        "bundle",
+        "model_card",
+        "monitoring",
+        "on_finish",
+        "verification",
+    ),
     (
         "scoring",
         "learning.train",

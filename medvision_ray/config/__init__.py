@@ -1,6 +1,6 @@
 """Configuration: one frozen pydantic model per job, YAML in, every option documented."""
 
-from medvision_ray.config.decisions import CalibrationConfig
+from medvision_ray.config.decisions import CalibrationConfig, OperatingPointsConfig
 from medvision_ray.config.jobs import (
     JOBS,
     AugmentConfig,
@@ -46,6 +46,7 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "OnFinishConfig",
+    "OperatingPointsConfig",
     "PreprocessConfig",
     "PrivacyConfig",
     "RayConfig",

@@ -162,7 +162,7 @@ def _samples(job: EvaluateJob, bundle: Bundle, scored: pd.DataFrame) -> Evaluati
     if not bundle.classes:
         return samples
     probabilities = scored[tables.probability_columns(bundle.classes)].to_numpy(np.float32)
-    found: dict[str, Any] = {"probabilities": probabilities}
+    found: dict[str, Any] = {"probabilities": probabilities, "operating_points": bundle.operating_points}
     if bundle.calibration is not None:
         found["calibrated"] = scored[tables.calibrated_columns(bundle.classes)].to_numpy(np.float32)
     if bundle.multi_label:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from medvision_ray.errors import MedVisionError
 from medvision_ray.evaluation.mask_detail import MaskDetail
+from medvision_ray.operating_points import OperatingPoint
 
 RESERVED_CLASS_NAMES = ("all", "macro")
 """Values of the metrics table's class column that are no class; no class may be called so."""
@@ -52,6 +53,7 @@ class EvaluationSamples:
             this; multi-label with `probabilities` only.
         calibrated: shape `(n, K)`, calibrated probabilities in [0, 1]; NaN in the column of a finding that has none;
             only with `probabilities`.
+        operating_points: thresholds on `probabilities`, one a class, that were chosen on other images; only with them.
         overlap: shape `(n,)`, pixels in both masks; anything where `true_area` is NaN.
         predicted_area: shape `(n,)`, pixels of the predicted mask; anything where `true_area` is NaN.
         true_area: shape `(n,)`, pixels of the true mask on the same grid; NaN where no true mask
@@ -87,6 +89,7 @@ class EvaluationSamples:
     predicted: NDArray[np.integer[Any]] | None = None
     thresholds: NDArray[np.floating[Any]] | None = None
     calibrated: NDArray[np.floating[Any]] | None = None
+    operating_points: tuple[OperatingPoint, ...] = ()
     overlap: NDArray[np.floating[Any]] | None = None
     predicted_area: NDArray[np.floating[Any]] | None = None
     true_area: NDArray[np.floating[Any]] | None = None
@@ -159,6 +162,8 @@ class EvaluationSamples:
         _check_range("thresholds", thresholds, 0, 1, "a probability")
 
     def _check_calibrated(self) -> None:
+        if any(len(point.thresholds) != len(self.classes) for point in self.operating_points):
+            raise MedVisionError(f"Expected operating points of {len(self.classes)} classes, but got others.")
         if self.calibrated is None:
             return
         if self.probabilities is None:

@@ -12,6 +12,9 @@ from medvision_ray.config import TrainJob
 from medvision_ray.evaluation.calibration_error import reliability
 from medvision_ray.evaluation.classification import OneVsRest, calibration_errors, confidences, plain_metrics
 from medvision_ray.learning.calibrate import ValidationScores, fit_calibration
+from medvision_ray.learning.operating import choose_points, decided_thresholds
+from medvision_ray.learning.validation import THRESHOLD
+from medvision_ray.operating_points import OperatingPoint
 
 _RULES = ("ece", "brier", "log_loss")
 
@@ -22,6 +25,8 @@ class Decisions:
 
     Attributes:
         calibration: None where there is none.
+        operating_points: those that could be chosen.
+        thresholds: of a multi-label bundle, one a finding; else none.
         metrics: `val_ece`, `val_brier` and `val_log_loss` (over `all`, or `macro` of the findings), the same
             `..._calibrated`, and `reliability`: the bins of the diagram, raw and calibrated, over `all` or a finding.
             What is calibrated is measured out of fold, by patient.
@@ -29,6 +34,8 @@ class Decisions:
     """
 
     calibration: Calibration | None
+    operating_points: tuple[OperatingPoint, ...]
+    thresholds: list[float]
     metrics: dict[str, Any]
     facts: dict[str, Any]
 
@@ -41,7 +48,15 @@ def fit_decisions(scores: ValidationScores, job: TrainJob) -> Decisions:
         job: the training.
     """
     fitted = fit_calibration(scores, job.calibration)
-    return Decisions(fitted.calibration, _measure(scores, fitted.out_of_fold), {"calibration": fitted.facts})
+    points, reasons = choose_points(scores, job.operating_points)
+    facts: dict[str, Any] = {"calibration": fitted.facts}
+    if reasons:
+        facts["without_operating_points"] = reasons
+    thresholds: list[float] = []
+    if scores.multi_label:
+        thresholds = decided_thresholds(points, job.operating_points, THRESHOLD, len(scores.classes))
+        facts["thresholds_from"] = job.operating_points.decide_at or THRESHOLD
+    return Decisions(fitted.calibration, points, thresholds, _measure(scores, fitted.out_of_fold), facts)
 
 
 def _measure(scores: ValidationScores, calibrated: Any) -> dict[str, Any]:
@@ -83,6 +98,6 @@ def _view(scores: ValidationScores) -> OneVsRest | None:
         patients=scores.patients[kept],
         known=known[kept],
         positive=(scores.truth == 1)[kept],
-        decided=raw >= 0.5 if scores.multi_label else likeliest,
+        decided=raw >= THRESHOLD if scores.multi_label else likeliest,
         scores=raw,
     )

@@ -90,17 +90,19 @@ def publish_bundle(
             preprocess=plan.job.preprocess,
             classes=plan.classes,
             multi_label=bool(plan.classes) and plan.truth.targets is not None,
-            thresholds=[THRESHOLD] * len(plan.classes) if plan.truth.targets is not None else [],
+            thresholds=fitted.thresholds,
             mask_threshold=THRESHOLD,
             trained={**trained, **fitted.facts},
             metrics={**metrics, **fitted.metrics},
             train_digest=train_digest,
             model=model,
             calibration=fitted.calibration,
+            operating_points=fitted.operating_points,
         )
 
     candidate = storage.join(plan.folder, "candidate")
-    save(candidate, state.measured, Decisions(None, {}, {}))
+    multi_label = bool(plan.classes) and plan.truth.targets is not None
+    save(candidate, state.measured, Decisions(None, (), [THRESHOLD] * len(plan.classes) * multi_label, {}, {}))
     model = load_bundle(candidate).build_model()
     probabilities = _check_again(plan, model, dataset, best.figures)
     bundle = save(uri, model, fit_decisions(_validation_scores(plan, probabilities, patients), plan.job))
@@ -119,7 +121,7 @@ def _validation_scores(
         known = np.where(labels >= 0, labels == np.arange(len(plan.classes)), np.nan)
     return ValidationScores(
         classes=plan.classes,
-        multi_label=truth.targets is not None,
+        multi_label=bool(plan.classes) and truth.targets is not None,
         probabilities=probabilities,
         truth=known[:, : len(plan.classes)],
         patients=np.array([patients[row] for row in rows], dtype=np.str_),

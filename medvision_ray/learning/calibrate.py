@@ -18,7 +18,6 @@ from medvision_ray.config import CalibrationConfig
 Floats = NDArray[np.float64]
 
 _TEMPERATURES = (0.05, 20.0)
-_STEEPEST = 50.0  # of a sigmoid over logits: steeper is a step
 _FOLDS = 5
 
 
@@ -118,7 +117,7 @@ def fit_temperature(probabilities: NDArray[np.floating[Any]], truth: Floats) -> 
 
 
 def fit_sigmoid(probabilities: NDArray[np.floating[Any]], positive: NDArray[np.bool_]) -> tuple[float, float] | None:
-    """Platt's `(a, b)` of sigmoid(a * logit + b); None where a is not above 0, or above 50.
+    """Platt's `(a, b)` of sigmoid(a * logit + b); None where a is not above 0.
 
     Args:
         probabilities: raw, of one finding, shape `(n,)`.
@@ -126,7 +125,11 @@ def fit_sigmoid(probabilities: NDArray[np.floating[Any]], positive: NDArray[np.b
     """
     n_positive, n_negative = int(positive.sum()), int((~positive).sum())
     targets = np.where(positive, (n_positive + 1) / (n_positive + 2), 1 / (n_negative + 2))
-    scores = logits(probabilities)
+    raw = logits(probabilities)
+    centre, spread = float(raw.mean()), float(raw.std())
+    if not spread > 0:
+        return None
+    scores = (raw - centre) / spread  # on the scale that the optimiser expects
 
     def loss(pair: Floats) -> tuple[float, Floats]:
         line = pair[0] * scores + pair[1]
@@ -135,9 +138,10 @@ def fit_sigmoid(probabilities: NDArray[np.floating[Any]], positive: NDArray[np.b
             [(error * scores).mean(), error.mean()]
         )
 
-    found = minimize(loss, np.array([1.0, 0.0]), jac=True, method="BFGS", options={"gtol": 1e-8})
-    a, b = (_rounded(float(value)) for value in found.x)
-    return (a, b) if 0.0 < a <= _STEEPEST and math.isfinite(b) else None
+    found = minimize(loss, np.array([1.0, 0.0]), jac=True, method="BFGS", options={"gtol": 1e-8}).x
+    a = _rounded(float(found[0]) / spread)
+    b = _rounded(float(found[1]) - float(found[0]) * centre / spread)
+    return (a, b) if math.isfinite(a) and math.isfinite(b) and a > 0 else None
 
 
 def _fit_classes(scores: ValidationScores, reasons: dict[str, str]) -> TemperatureScaling | None:

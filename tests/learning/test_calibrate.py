@@ -90,6 +90,20 @@ def test_the_sigmoid_is_the_one_of_scikit_learn() -> None:
     assert fit_sigmoid(raw, positive) == pytest.approx((-a, -b), rel=1e-3)
 
 
+def test_a_finding_that_is_told_perfectly_gets_platts_smoothed_shares_however_narrow_its_logits() -> None:
+    positive = np.arange(100) % 4 == 0
+    raw = expit(np.where(positive, 0.02, 0.01)).astype(np.float32)
+    pair = fit_sigmoid(raw, positive)
+    assert pair is not None
+    found = PlattScaling((pair,)).apply(raw[:, None])[:, 0]
+    assert found[positive] == pytest.approx(26 / 27, abs=1e-3)
+    assert found[~positive] == pytest.approx(1 / 77, abs=1e-3)
+
+
+def test_a_finding_with_one_probability_throughout_gets_none() -> None:
+    assert fit_sigmoid(np.full(40, 0.3, np.float32), np.arange(40) % 2 == 0) is None
+
+
 def test_calibration_repairs_what_was_wrong_on_new_patients() -> None:
     fitted = fit_calibration(single(), CalibrationConfig())
     new = single(seed=1)

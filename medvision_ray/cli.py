@@ -102,11 +102,22 @@ def _parser() -> argparse.ArgumentParser:
     _add_json(demo)
     demo.set_defaults(run=_demo)
     add_tables_verb(verbs, _add_json)
-    bundle = verbs.add_parser("bundle", help="look at a bundle").add_subparsers(dest="action", required=True)
+    bundle = verbs.add_parser("bundle", help="look at a bundle, or make several one").add_subparsers(
+        dest="action", required=True
+    )
     show = bundle.add_parser("show", help="print what a bundle is")
     show.add_argument("uri", help="folder or URI of the bundle")
     _add_json(show)
     show.set_defaults(run=_bundle_show)
+    ensemble = bundle.add_parser("ensemble", help="make several bundles one, a bundle of its own")
+    ensemble.add_argument("members", nargs="+", metavar="MEMBER", help="folder or URI of a bundle; two or more")
+    ensemble.add_argument("--output", required=True, metavar="URI", help="folder or URI of the ensemble")
+    ensemble.add_argument("--name", required=True, help="name of the ensemble: letters, digits, `.`, `_`, `-`")
+    ensemble.add_argument(
+        "--vote", choices=("soft", "majority"), default="soft", help="mean of probabilities, or votes"
+    )
+    _add_json(ensemble)
+    ensemble.set_defaults(run=_bundle_ensemble)
     config = verbs.add_parser("config", help="look at a configuration").add_subparsers(dest="action", required=True)
     show = config.add_parser("show", help="print the full effective configuration of a job, documented")
     show.add_argument("job", choices=sorted(jobs))
@@ -309,7 +320,20 @@ def _bundle_show(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         "trained": bundle.trained,
         "metrics": bundle.metrics,
         "train_images": len(bundle.train_digest),
+        **({"vote": bundle.vote, "members": [item.model_id for item in bundle.members]} if bundle.vote else {}),
     }
+    _print(options, result)
+    return DONE, result
+
+
+def _bundle_ensemble(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    from medvision_ray.bundle import load_bundle
+    from medvision_ray.ensemble import save_ensemble
+
+    members = [load_bundle(uri) for uri in options.members]
+    bundle = save_ensemble(options.output, options.name, options.vote, members)
+    names = [member.model_id for member in bundle.members]
+    result = {"bundle": bundle.uri, "model_id": bundle.model_id, "vote": bundle.vote, "members": names}
     _print(options, result)
     return DONE, result
 

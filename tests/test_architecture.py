@@ -22,7 +22,17 @@ FLOORS = (
     ("storage", "listing", "s3", "s3_listing", "s3_files", "retry", "tables", "privacy", "cluster"),
     ("logs", "defects", "foreign", "ending"),
     ("imaging",),
-    ("archive", "learning", "bundle", "model_card", "monitoring", "on_finish", "verification"),
+    (
+        "archive",
+        "learning",
+        "bundle",
+        "bundle_files",
+        "ensemble",
+        "model_card",
+        "monitoring",
+        "on_finish",
+        "verification",
+    ),
     (
         "scoring",
         "learning.train",

@@ -172,7 +172,7 @@ def _facts(members: Sequence[Bundle]) -> dict[str, Any]:
                 "encoder": member.architecture.encoder,
                 "classification": member.architecture.classification,
                 "segmentation": member.architecture.segmentation,
-                "metrics": member.metrics,
+                "metrics": {key: value for key, value in member.metrics.items() if not isinstance(value, dict)},
             }
             for member in members
         ],

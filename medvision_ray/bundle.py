@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import yaml
 
 from medvision_ray import storage
+from medvision_ray.bundle_files import BUNDLE_YAML, identity_hash, json_bytes, read_document, read_part
 from medvision_ray.calibration import Calibration, read_calibration
 from medvision_ray.config import ModelConfig, PreprocessConfig, Section, build_job
-from medvision_ray.errors import BundleError, ConfigError, StorageError
+from medvision_ray.errors import BundleError, ConfigError
 from medvision_ray.model_card import model_card
 from medvision_ray.operating_points import OperatingPoint, read_operating_points
 from medvision_ray.privacy import Pseudonymiser
@@ -28,8 +29,7 @@ if TYPE_CHECKING:
     from medvision_ray.learning.model import HybridCNN
 
 SCHEMA_VERSION = 1
-_YAML, _WEIGHTS, _METRICS, _IMAGES, _CARD = (
-    "bundle.yaml",
+_WEIGHTS, _METRICS, _IMAGES, _CARD = (
     "weights.safetensors",
     "metrics.json",
     "train_images.json",
@@ -49,6 +49,9 @@ _IDENTITY = (
 _KEYS = {"schema_version", "name", "model_id", *_IDENTITY, "files", "trained"}
 # Part of the identity where they are there; bundles of earlier versions lack them and keep their model_id.
 _OPTIONAL = ("calibration", "operating_points")
+_ENSEMBLE = ("vote", "members")  # of an ensemble's identity; other bundles have neither
+Vote = Literal["soft", "majority"]
+VOTES: tuple[Vote, ...] = get_args(Vote)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 SectionT = TypeVar("SectionT", bound=Section)
 
@@ -74,6 +77,8 @@ class Bundle:
         trained: facts of the training (label summary, versions, epochs, best score).
         metrics: validation metrics.
         train_digest: `image_digest` of each image that was trained on.
+        vote: how an ensemble's members are combined (`ensemble.py`); None for a single model.
+        members: the bundles of an ensemble, which lie inside it; empty for a single model.
     """
 
     uri: str
@@ -92,6 +97,8 @@ class Bundle:
     trained: dict[str, Any] = field(default_factory=dict, repr=False)
     metrics: dict[str, Any] = field(default_factory=dict, repr=False)
     train_digest: tuple[str, ...] = field(default=(), repr=False)
+    vote: Vote | None = None
+    members: tuple[Bundle, ...] = field(default=(), repr=False)
 
     @property
     def model_id(self) -> str:
@@ -102,13 +109,19 @@ class Bundle:
         """The network with its trained weights, on the CPU, in evaluation mode. Nothing else is read or fetched.
 
         Raises:
-            BundleError: the weights are not the ones that the bundle names, or not of this architecture.
+            BundleError: the weights are not the ones that the bundle names, or not of this architecture; or this is an
+                ensemble, whose `members` are networks (`scoring.voting` makes them one).
         """
         import safetensors.torch
 
         from medvision_ray.learning.model import build_model, set_batch_norm_eps
 
-        data = _read(self.uri, _WEIGHTS, self.weights_sha256)
+        if self.members:
+            raise BundleError(
+                f"Expected a bundle of one network, but {self.model_id} is an ensemble of {len(self.members)}. Take one of "
+                f"them, such as {self.members[0].uri}."
+            )
+        data = read_part(self.uri, _WEIGHTS, self.weights_sha256)
         try:
             model = build_model(self.architecture, self.preprocess, len(self.classes), for_training=False)
         except ConfigError as error:
@@ -190,22 +203,51 @@ def save_bundle(
         identity["calibration"] = calibration.document()
     if operating_points:
         identity["operating_points"] = [point.document() for point in operating_points]
-    parts = {_METRICS: _json(metrics, "metrics"), _IMAGES: _json(sorted(train_digest), "train_digest")}
+    return write_bundle(
+        uri, name, identity, trained=trained, metrics=metrics, train_digest=train_digest, files=[(_WEIGHTS, weights)]
+    )
+
+
+def write_bundle(
+    uri: str,
+    name: str,
+    identity: Mapping[str, Any],
+    *,
+    trained: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    train_digest: Iterable[str],
+    files: Iterable[tuple[str, bytes]],
+    members: Sequence[Bundle] = (),
+    hashes: Mapping[str, str] | None = None,
+) -> Bundle:
+    """Write a bundle of a known identity; `save_bundle` and `ensemble.save_ensemble` call it.
+
+    Args:
+        identity: what changes predictions, as in bundle.yaml.
+        files: path in the bundle and content of what belongs to it besides.
+        members: of an ensemble, where they are now.
+        hashes: sha256 of files that bundle.yaml names besides, by path.
+
+    Raises:
+        BundleError: fields do not fit each other, or facts are not plain text, numbers, lists and mappings.
+        StorageError: the place cannot be written.
+    """
+    parts = {_METRICS: json_bytes(metrics, "metrics"), _IMAGES: json_bytes(sorted(train_digest), "train_digest")}
     document = {
         "schema_version": SCHEMA_VERSION,
         "name": name,
-        "model_id": f"{name}-{_content_hash(identity)[:12]}",
+        "model_id": f"{name}-{identity_hash(identity)[:12]}",
         **identity,
-        "files": {part: hashlib.sha256(data).hexdigest() for part, data in parts.items()},
-        "trained": json.loads(_json(trained, "trained")),
+        "files": {part: hashlib.sha256(data).hexdigest() for part, data in parts.items()} | dict(hashes or {}),
+        "trained": json.loads(json_bytes(trained, "trained")),
     }
-    bundle = _bundle(storage.absolute(uri), document, parts)
-    storage.delete_object(storage.join(uri, _YAML))
+    bundle = _bundle(storage.absolute(uri), document, parts, tuple(members))
+    storage.delete_object(storage.join(uri, BUNDLE_YAML))
     figures = {key: value for key, value in json.loads(parts[_METRICS]).items() if not isinstance(value, dict)}
     card = model_card(document, figures, len(bundle.train_digest))
-    for part, data in {_WEIGHTS: weights, **parts, _CARD: card.encode()}.items():
+    for part, data in chain(files, parts.items(), [(_CARD, card.encode())]):
         storage.write_bytes(storage.join(uri, part), data)
-    storage.write_bytes(storage.join(uri, _YAML), yaml.safe_dump(document, sort_keys=False, width=120).encode())
+    storage.write_bytes(storage.join(uri, BUNDLE_YAML), yaml.safe_dump(document, sort_keys=False, width=120).encode())
     return bundle
 
 
@@ -217,34 +259,56 @@ def load_bundle(uri: str) -> Bundle:
         StorageError: the store cannot be reached.
     """
     place = storage.absolute(uri)
-    document = _document(place)
+    document = read_document(place)
     if document.get("schema_version") != SCHEMA_VERSION:
         raise BundleError(
             f"Expected a bundle of schema version {SCHEMA_VERSION} at {place}, but it is "
             f"{document.get('schema_version')!r}. Update medvision_ray, or use the version that wrote it."
         )
-    for kind, keys in (("lacks", _KEYS - document.keys()), ("has unknown", document.keys() - _KEYS - {*_OPTIONAL})):
+    ensemble = set(_ENSEMBLE) & document.keys()
+    expected = _KEYS | (set(_ENSEMBLE) if ensemble else set())
+    for kind, keys in (
+        ("lacks", expected - document.keys()),
+        ("has unknown", document.keys() - expected - {*_OPTIONAL}),
+    ):
         if keys:
             raise BundleError(
-                f"The {_YAML} at {place} {kind} {', '.join(sorted(str(key) for key in keys))}. Take the bundle as it was "
+                f"The {BUNDLE_YAML} at {place} {kind} {', '.join(sorted(str(key) for key in keys))}. Take the bundle as it was "
                 "written; options are changed by training again, not by hand."
             )
-    files = document["files"]
-    if not isinstance(files, dict) or set(files) != {_METRICS, _IMAGES}:
-        raise BundleError(f"Expected `files` of the {_YAML} at {place} to name {_METRICS} and {_IMAGES}.")
-    parts = {part: _read(place, part, str(files[part])) for part in (_METRICS, _IMAGES)}
-    _read(place, _WEIGHTS, str(document["weights_sha256"]))
-    bundle = _bundle(place, document, parts)
+    files, inner = document["files"], _member_files(document)
+    if not isinstance(files, dict) or set(files) != {_METRICS, _IMAGES, *inner}:
+        raise BundleError(
+            f"Expected `files` of the {BUNDLE_YAML} at {place} to name {', '.join([_METRICS, _IMAGES, *inner])}."
+        )
+    parts = {part: read_part(place, part, str(sha256)) for part, sha256 in files.items()}
+    if not inner:
+        read_part(place, _WEIGHTS, str(document["weights_sha256"]))
+    members = tuple(load_bundle(storage.join(place, part.removesuffix(f"/{BUNDLE_YAML}"))) for part in inner)
+    bundle = _bundle(place, document, parts, members)
     if document["model_id"] != bundle.model_id:
         raise BundleError(
-            f"The {_YAML} at {place} was altered: its content hashes to {bundle.model_id}, but it names another model. "
+            f"The {BUNDLE_YAML} at {place} was altered: its content hashes to {bundle.model_id}, but it names another model. "
             "Take the bundle as it was written."
         )
     return bundle
 
 
-def _bundle(place: str, document: dict[str, Any], parts: Mapping[str, bytes]) -> Bundle:
+def _member_files(document: Mapping[str, Any]) -> list[str]:
+    """`members/0/bundle.yaml` and so on; none for a single model."""
+    members = document.get("members", [])
+    return [member_part(index, BUNDLE_YAML) for index in range(len(members) if isinstance(members, list) else 0)]
+
+
+def member_part(index: int, part: str) -> str:
+    """Where a file of an ensemble's member lies in the ensemble."""
+    return f"members/{index}/{part}"
+
+
+def _bundle(place: str, document: dict[str, Any], parts: Mapping[str, bytes], members: tuple[Bundle, ...]) -> Bundle:
     _check_fields(place, document)
+    if "members" in document and [member.content_hash for member in members] != document["members"]:
+        raise BundleError(f"Expected the members that the {BUNDLE_YAML} at {place} names, but it holds others.")
     return Bundle(
         uri=place,
         name=document["name"],
@@ -257,12 +321,16 @@ def _bundle(place: str, document: dict[str, Any], parts: Mapping[str, bytes]) ->
         batch_norm_eps=document["batch_norm_eps"],
         weights_sha256=document["weights_sha256"],
         # Over what is written, not over the models: an option added later leaves old bundles' hashes alone.
-        content_hash=_content_hash({key: document[key] for key in (*_IDENTITY, *_OPTIONAL) if key in document}),
+        content_hash=identity_hash(
+            {key: document[key] for key in (*_IDENTITY, *_OPTIONAL, *_ENSEMBLE) if key in document}
+        ),
         calibration=_calibration(document),
         operating_points=_operating_points(document) or (),
         trained=document["trained"],
         metrics=json.loads(parts[_METRICS]),
         train_digest=tuple(json.loads(parts[_IMAGES])),
+        vote=document.get("vote"),
+        members=members,
     )
 
 
@@ -287,6 +355,8 @@ def _check_fields(place: str, document: dict[str, Any]) -> None:
         or _calibration(document) is not None,
         "operating_points: different names, each with a threshold or null a class": "operating_points" not in document
         or _operating_points(document) is not None,
+        f"vote: {' or '.join(VOTES)}": "vote" not in document or document["vote"] in VOTES,
+        "members: at least two": "members" not in document or len(_member_files(document)) > 1,
     }
     broken = [rule for rule, holds in rules.items() if not holds]
     if broken:
@@ -314,57 +384,3 @@ def _section(place: str, key: str, model: type[SectionT], document: dict[str, An
         return build_job(model, document[key], source=f"`{key}` of the bundle at {place}")
     except ConfigError as error:
         raise BundleError(f"{error} Use the version of medvision_ray that wrote the bundle.") from None
-
-
-def _document(place: str) -> dict[str, Any]:
-    try:
-        document = yaml.safe_load(storage.read_bytes(storage.join(place, _YAML)))
-    except StorageError as error:
-        if error.code != "not_found":
-            raise
-        raise BundleError(
-            f"Expected a bundle at {place}, but it has no {_YAML}. Give the folder that a finished training wrote."
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        document = None
-    if not isinstance(document, dict):
-        raise BundleError(f"Expected a YAML mapping in the {_YAML} at {place}, but it is none. Copy the bundle again.")
-    return document
-
-
-def _read(place: str, part: str, sha256: str) -> bytes:
-    try:
-        data = storage.read_bytes(storage.join(place, part))
-    except StorageError as error:
-        if error.code != "not_found":
-            raise
-        raise BundleError(f"The bundle at {place} lacks {part}. Copy it again, whole.") from None
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise BundleError(
-            f"The {part} of the bundle at {place} is not the one it was saved with (sha256 differs). Copy the bundle again."
-        )
-    return data
-
-
-def _content_hash(identity: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _json(value: Any, what: str) -> bytes:
-    try:
-        return json.dumps(_plain(value), indent=1, allow_nan=False).encode()
-    except (TypeError, ValueError):
-        raise BundleError(
-            f"Expected `{what}` to hold only text, numbers, lists and mappings, but it holds more."
-        ) from None
-
-
-def _plain(value: Any) -> Any:
-    """NaN and infinity become null: JSON has neither."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

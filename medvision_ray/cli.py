@@ -86,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     jobs = {
         "inventory": (_inventory, "list an archive and count what is new"),
         "train": (_train, "train a hybrid CNN and write its bundle"),
+        "tune": (_tune, "search for a better configuration of a train job"),
         "evaluate": (_evaluate, "measure a bundle on a labelled split"),
         "compare": (_compare, "compare two bundles on the same labelled images"),
         "score": (_score, "score what is new in an archive and publish it"),
@@ -96,17 +97,30 @@ def _parser() -> argparse.ArgumentParser:
         add_job_options(verb)
         if name == "score":
             _add_score_options(verb)
+        if name == "tune":
+            verb.add_argument("--train", metavar="FILE", help="YAML file of the train job, in place of `train`")
         verb.set_defaults(run=run)
     demo = verbs.add_parser("demo", help="make a phantom archive and run every job on it")
     demo.add_argument("--folder", default="demo", help="where to work; a folder of an earlier demo is replaced")
     _add_json(demo)
     demo.set_defaults(run=_demo)
     add_tables_verb(verbs, _add_json)
-    bundle = verbs.add_parser("bundle", help="look at a bundle").add_subparsers(dest="action", required=True)
+    bundle = verbs.add_parser("bundle", help="look at a bundle, or make several one").add_subparsers(
+        dest="action", required=True
+    )
     show = bundle.add_parser("show", help="print what a bundle is")
     show.add_argument("uri", help="folder or URI of the bundle")
     _add_json(show)
     show.set_defaults(run=_bundle_show)
+    ensemble = bundle.add_parser("ensemble", help="make several bundles one, a bundle of its own")
+    ensemble.add_argument("members", nargs="+", metavar="MEMBER", help="folder or URI of a bundle; two or more")
+    ensemble.add_argument("--output", required=True, metavar="URI", help="folder or URI of the ensemble")
+    ensemble.add_argument("--name", required=True, help="name of the ensemble: letters, digits, `.`, `_`, `-`")
+    ensemble.add_argument(
+        "--vote", choices=("soft", "majority"), default="soft", help="mean of probabilities, or votes"
+    )
+    _add_json(ensemble)
+    ensemble.set_defaults(run=_bundle_ensemble)
     config = verbs.add_parser("config", help="look at a configuration").add_subparsers(dest="action", required=True)
     show = config.add_parser("show", help="print the full effective configuration of a job, documented")
     show.add_argument("job", choices=sorted(jobs))
@@ -213,12 +227,40 @@ def _inventory(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
 
 def _train(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     job = _begin(options, "train")
-    from medvision_ray.learning.train import train
+    if job.folds:
+        from medvision_ray.learning.folds import cross_validate
 
-    found = train(job, options.log)
+        found = cross_validate(job, options.log)
+    else:
+        from medvision_ray.learning.train import train
+
+        found = train(job, options.log)
     result = {"bundle": found.bundle.uri, "model_id": found.bundle.model_id, **found.summary}
     _print(options, {"bundle": found.bundle.uri, "model_id": found.bundle.model_id})
     return DONE, result
+
+
+def _tune(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    from medvision_ray.on_finish import begin
+
+    if options.train is not None:
+        from medvision_ray.config import read_yaml
+
+        options.overrides = [f"train={json.dumps(read_yaml(options.train))}", *options.overrides]
+    job = _job(options, "tune")
+    begin("tune", job.train, options.log)
+    options.begun = job.train
+    from medvision_ray.learning.tune import tune
+
+    found = tune(job, options.log)
+    if not options.json:
+        varied = list(job.search)
+        for row in found.trials:
+            score = "" if row["val_score"] is None else f"{row['val_score']:.4f} at epoch {row['best_epoch']}"
+            values = "  ".join(f"{key}={row[key]}" for key in varied)
+            sys.stdout.write(f"trial {row['trial']:>3}  {row['state']:<8} {score:<22} {values}\n")
+    _print(options, {"best_config": found.best_uri})
+    return DONE, {**found.summary, "trials": found.trials}
 
 
 def _evaluate(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
@@ -313,7 +355,20 @@ def _bundle_show(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         "trained": bundle.trained,
         "metrics": bundle.metrics,
         "train_images": len(bundle.train_digest),
+        **({"vote": bundle.vote, "members": [item.model_id for item in bundle.members]} if bundle.vote else {}),
     }
+    _print(options, result)
+    return DONE, result
+
+
+def _bundle_ensemble(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    from medvision_ray.bundle import load_bundle
+    from medvision_ray.ensemble import save_ensemble
+
+    members = [load_bundle(uri) for uri in options.members]
+    bundle = save_ensemble(options.output, options.name, options.vote, members)
+    names = [member.model_id for member in bundle.members]
+    result = {"bundle": bundle.uri, "model_id": bundle.model_id, "vote": bundle.vote, "members": names}
     _print(options, result)
     return DONE, result
 

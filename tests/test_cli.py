@@ -12,7 +12,7 @@ import pytest
 from medvision_ray.bundle import Bundle, save_bundle
 from medvision_ray.calibration import TemperatureScaling
 from medvision_ray.cli import main
-from medvision_ray.config import JOBS, load_job
+from medvision_ray.config import JOBS, TuneJob, load_job
 from medvision_ray.operating_points import ClassThreshold, OperatingPoint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,6 +21,12 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.parametrize("name", ["train", "evaluate", "compare", "score"])
 def test_job_files_are_valid(name: str) -> None:
     assert load_job(JOBS[name], str(ROOT / "jobs" / f"{name}.yaml")).output.startswith("s3://")
+
+
+def test_the_job_file_of_a_search_is_valid() -> None:
+    job = load_job(TuneJob, str(ROOT / "jobs" / "tune.yaml"))
+    assert job.train.output.startswith("s3://")
+    assert set(job.search) == {"learning_rate", "layer_decay", "model.pooling"}
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "compare", "score"])

@@ -1,8 +1,8 @@
 """Configuration: one frozen pydantic model per job, YAML in, every option documented."""
 
 from medvision_ray.config.decisions import CalibrationConfig, OperatingPointsConfig
+from medvision_ray.config.jobs import JOBS as _JOBS
 from medvision_ray.config.jobs import (
-    JOBS,
     AugmentConfig,
     CompareJob,
     EvaluateJob,
@@ -15,7 +15,7 @@ from medvision_ray.config.jobs import (
     ScoringConfig,
     TrainJob,
 )
-from medvision_ray.config.load import build_job, load_job, show_job
+from medvision_ray.config.load import build_job, load_job, read_yaml, show_job
 from medvision_ray.config.operations import LoggingConfig, OnFinishConfig
 from medvision_ray.config.sections import (
     HEADER_FIELDS,
@@ -28,11 +28,15 @@ from medvision_ray.config.sections import (
     RayConfig,
     Section,
 )
+from medvision_ray.config.tuning import AshaConfig, TuneJob
+
+JOBS: dict[str, type[Section]] = {**_JOBS, "tune": TuneJob}
 
 __all__ = [
     "HEADER_FIELDS",
     "JOBS",
     "ArchiveConfig",
+    "AshaConfig",
     "AugmentConfig",
     "CalibrationConfig",
     "ClaheConfig",
@@ -55,7 +59,9 @@ __all__ = [
     "ScoringConfig",
     "Section",
     "TrainJob",
+    "TuneJob",
     "build_job",
     "load_job",
+    "read_yaml",
     "show_job",
 ]

@@ -175,6 +175,8 @@ class TrainJob(Section):
     """How often a lost worker group is started again from the last checkpoint."""
     seed: int = 0
     """Seed of initial weights, order and augmentation."""
+    folds: Annotated[int, Field(ge=0, le=32)] = 0
+    """Cross-validation: so many models, each trained on all train and val patients but one fold's, become an ensemble; 0 trains one."""
     privacy: PrivacyConfig = PrivacyConfig()
     """Pseudonym key."""
     ray: RayConfig = RayConfig()
@@ -186,6 +188,8 @@ class TrainJob(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainJob:
+        if self.folds == 1:
+            raise ValueError("`folds` must be 0 (one training) or at least 2")
         if self.freeze_epochs >= self.epochs:
             raise ValueError(f"`freeze_epochs` ({self.freeze_epochs}) must be below `epochs` ({self.epochs})")
         if self.freeze_epochs and self.model.weights is None:

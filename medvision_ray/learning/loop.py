@@ -157,9 +157,7 @@ def train_worker(config: dict[str, Any]) -> None:
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
             state.load(folder)
-    worker = _Worker(
-        plan, examples, state, device=device, rank=context.get_world_rank(), world=context.get_world_size()
-    )
+    worker = Worker(plan, examples, state, device=device, rank=context.get_world_rank(), world=context.get_world_size())
     with ExitStack() as stack:
         board = stack.enter_context(_tensorboard(plan, state.epoch)) if worker.rank == 0 and _local(plan) else None
         while not worker.finished:
@@ -177,7 +175,7 @@ def _tensorboard(plan: TrainPlan, epoch: int) -> Any:
     return SummaryWriter(storage.join(plan.folder, "tensorboard"), purge_step=epoch + 1)
 
 
-def _report(worker: _Worker, figures: dict[str, Any], board: Any) -> None:
+def _report(worker: Worker, figures: dict[str, Any], board: Any) -> None:
     """Rank 0 writes the epoch's line and checkpoint; then all ranks meet in Ray's report."""
     if worker.rank != 0:
         ray.train.report(figures, checkpoint=None)
@@ -194,7 +192,7 @@ def _report(worker: _Worker, figures: dict[str, Any], board: Any) -> None:
         ray.train.report(figures, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
-class _Worker:
+class Worker:
     """One rank of a training."""
 
     def __init__(

@@ -62,59 +62,91 @@ def train(job: TrainJob, progress: Progress = lambda line: None) -> TrainResult:
         UsageError: the name belongs to another training; LabelError: the labels can't be used, lack a val split, or leak.
         MedVisionError: too many images fail, the cluster is too small, or the workers fail again and again.
     """
-    config_hash = _config_hash(job)
+    if job.folds:
+        raise UsageError(
+            "Expected a training without `folds`, which `learning.folds.cross_validate` does. Set `folds: 0`."
+        )
+    config_hash = config_hash_of(job)
     name = job.name or f"hybrid-{config_hash[:8]}"
-    bundle_uri = storage.join(job.output, "bundles", name)
-    folder = storage.join(job.output, "training", name)
     table = load_labels(job.labels)
-    names = address_pseudonymiser(job.privacy)
-    done = _finished(bundle_uri, name, config_hash)
+    done = finished_bundle(job, name, config_hash)
     if done is not None:
         progress(f"{name} is trained already: {done.uri}")
-        return _result(job, done, folder, {"already_done": True, "labels": table.summary()})
-    _claim(folder, name, config_hash)
-    seconds: dict[str, float] = {}
+        return _result(job, done, {"already_done": True, "labels": table.summary()})
+    claim_training(job, name, config_hash)
     with ray_session(job.ray, dashboard=True):
-        use_gpu = _check_cluster(job)
-        if job.use_gpu and not use_gpu and cluster_gpus():
-            progress(
-                f"{name}: {job.workers} workers and {cluster_gpus()} GPUs, so they train on CPUs. Set `workers` to "
-                f"{cluster_gpus()} or less to train on GPUs."
-            )
+        use_gpu = check_cluster(job, name, progress)
         clock = time.perf_counter()
         decoded = decode_images(table, job)
         check_images(table, decoded, job.max_failure_fraction)
-        plan = _plan(job, folder, table, decoded)
-        new_state(plan, torch.device("cpu"), with_weights=True)  # what can't be built is said here, not by a worker
-        seconds["decode"] = time.perf_counter() - clock
+        seconds = time.perf_counter() - clock
         progress(
-            f"{name}: {len(plan.train)} train and {len(plan.val)} val images decoded in {seconds['decode']:.1f} s"
+            f"{name}: {len(table)} images decoded in {seconds:.1f} s"
             + (f", {sum(decoded.failures.values())} failed" if decoded.failures else "")
         )
-        clock = time.perf_counter()
-        with following(storage.join(folder, "metrics.jsonl"), lambda epoch: progress(describe(epoch, job.epochs))):
-            best = _fit(plan, name, decoded, use_gpu)
-        seconds["train"] = time.perf_counter() - clock
-        clock = time.perf_counter()
-        labels = table.summary()
-        facts = {"labels": labels, "failures": decoded.failures, "config_hash": config_hash, "seed": job.seed}
-        facts["image_digests"] = "hashed" if names else "plain"
-        digests = [image_digest(table.uris[row], names) for row in plan.train]
-        bundle = publish_bundle(
-            bundle_uri,
-            name,
-            plan,
-            best,
-            dataset=decoded.dataset,
-            facts=facts,
-            train_digest=digests,
-            patients=table.patients,
-        )
-        seconds["publish"] = time.perf_counter() - clock
-    return _result(job, bundle, folder, {"already_done": False, "labels": labels, "seconds": seconds})
+        found = train_decoded(job, name, config_hash, table, decoded, use_gpu=use_gpu, progress=progress)
+    found.summary["seconds"] = {"decode": seconds, **found.summary["seconds"]}
+    return found
 
 
-def _result(job: TrainJob, bundle: Bundle, folder: str, facts: dict[str, Any]) -> TrainResult:
+def train_decoded(
+    job: TrainJob,
+    name: str,
+    config_hash: str,
+    table: LabelTable,
+    decoded: DecodedImages,
+    *,
+    use_gpu: bool,
+    progress: Progress,
+) -> TrainResult:
+    """Train on images that are in the object store, from the last checkpoint where there is one. Ray must be connected.
+
+    Args:
+        name: of the training, which `claim_training` has claimed for `config_hash`.
+        table: the labels; its splits say what is trained on and what chooses the epoch.
+
+    Raises:
+        LabelError: train or val has nothing to learn from or to measure on.
+        MedVisionError: the workers fail again and again.
+    """
+    names = address_pseudonymiser(job.privacy)
+    seconds: dict[str, float] = {}
+    plan = training_plan(job, training_folder(job, name), table, decoded)
+    new_state(plan, torch.device("cpu"), with_weights=True)  # what can't be built is said here, not by a worker
+    progress(f"{name}: {len(plan.train)} train and {len(plan.val)} val images")
+    clock = time.perf_counter()
+    with following(storage.join(plan.folder, "metrics.jsonl"), lambda epoch: progress(describe(epoch, job.epochs))):
+        best = _fit(plan, name, decoded, use_gpu)
+    seconds["train"] = time.perf_counter() - clock
+    clock = time.perf_counter()
+    labels = table.summary()
+    facts = {"labels": labels, "failures": decoded.failures, "config_hash": config_hash, "seed": job.seed}
+    facts["image_digests"] = "hashed" if names else "plain"
+    digests = [image_digest(table.uris[row], names) for row in plan.train]
+    bundle = publish_bundle(
+        _bundle_uri(job, name),
+        name,
+        plan,
+        best,
+        dataset=decoded.dataset,
+        facts=facts,
+        train_digest=digests,
+        patients=table.patients,
+    )
+    seconds["publish"] = time.perf_counter() - clock
+    return _result(job, bundle, {"already_done": False, "labels": labels, "seconds": seconds})
+
+
+def _bundle_uri(job: TrainJob, name: str) -> str:
+    return storage.join(job.output, "bundles", name)
+
+
+def training_folder(job: TrainJob, name: str) -> str:
+    """OUTPUT/training/NAME: what is known of a training beside its bundle."""
+    return storage.join(job.output, "training", name)
+
+
+def _result(job: TrainJob, bundle: Bundle, facts: dict[str, Any]) -> TrainResult:
     trained = bundle.trained
     kept = {key: trained[key] for key in ("epochs", "best_epoch", "best_score", "failures")}
     heads = {
@@ -122,17 +154,26 @@ def _result(job: TrainJob, bundle: Bundle, folder: str, facts: dict[str, Any]) -
         "segmentation": bundle.architecture.segmentation,
     }
     summary = {"name": bundle.name, "heads": heads, **kept, **facts}
-    return TrainResult(bundle, read_history(storage.join(folder, "metrics.jsonl")), summary)
+    history = read_history(storage.join(training_folder(job, bundle.name), "metrics.jsonl"))
+    return TrainResult(bundle, history, summary)
 
 
-def _config_hash(job: TrainJob) -> str:
+def config_hash_of(job: TrainJob) -> str:
     """sha256 over what decides the weights: the configuration and the label table's content."""
     content = job.model_dump(mode="json", exclude={"ray", "privacy", "output", "name", "on_finish", "logging"})
+    if not job.folds:
+        del content["folds"]  # trainings of versions without it stay the same ones
     table = hashlib.sha256(storage.read_bytes(job.labels.table)).hexdigest()
     return hashlib.sha256(json.dumps([content, table], sort_keys=True).encode()).hexdigest()
 
 
-def _finished(uri: str, name: str, config_hash: str) -> Bundle | None:
+def finished_bundle(job: TrainJob, name: str, config_hash: str) -> Bundle | None:
+    """The bundle of a training that has ended; None while there is none.
+
+    Raises:
+        UsageError: the name belongs to another training.
+    """
+    uri = _bundle_uri(job, name)
     if not storage.exists(storage.join(uri, "bundle.yaml")):
         return None
     bundle = load_bundle(uri)
@@ -141,9 +182,13 @@ def _finished(uri: str, name: str, config_hash: str) -> Bundle | None:
     return bundle
 
 
-def _claim(folder: str, name: str, config_hash: str) -> None:
-    """Write whose training this is, or refuse where it is another's."""
-    place = storage.join(folder, "training.json")
+def claim_training(job: TrainJob, name: str, config_hash: str) -> None:
+    """Write whose training this is.
+
+    Raises:
+        UsageError: it is another's.
+    """
+    place = storage.join(training_folder(job, name), "training.json")
     if storage.create_exclusive(place, json.dumps({"config_hash": config_hash}).encode()):
         return
     if json.loads(storage.read_bytes(place)).get("config_hash") != config_hash:
@@ -157,7 +202,7 @@ def _other_training(name: str) -> UsageError:
     )
 
 
-def _check_cluster(job: TrainJob) -> bool:
+def check_cluster(job: TrainJob, name: str, progress: Progress) -> bool:
     """Whether to use GPUs.
 
     Raises:
@@ -175,10 +220,15 @@ def _check_cluster(job: TrainJob) -> bool:
             f"Expected {needed:g} CPUs for {job.workers} workers of {job.cpus_per_worker:g} each, but the cluster has "
             f"{cpus:g}. Lower `workers` or `cpus_per_worker`, or give Ray more (`ray.num_cpus`)."
         )
+    if job.use_gpu and 0 < gpus < job.workers:
+        progress(
+            f"{name}: {job.workers} workers and {gpus} GPUs, so they train on CPUs. Set `workers` to {gpus} or less to "
+            "train on GPUs."
+        )
     return bool(job.use_gpu) and gpus >= job.workers
 
 
-def _plan(job: TrainJob, folder: str, table: LabelTable, decoded: DecodedImages) -> TrainPlan:
+def training_plan(job: TrainJob, folder: str, table: LabelTable, decoded: DecodedImages) -> TrainPlan:
     """Rows, heads and class weights from what could be decoded.
 
     Raises:

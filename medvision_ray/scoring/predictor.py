@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from medvision_ray.bundle import Bundle
 from medvision_ray.native import LARGEST_REUSED_BYTES
 from medvision_ray.precision import exact_float32, runs_in_bf16
-from medvision_ray.scoring.folding import fold_batch_norms
+from medvision_ray.scoring.voting import inference_model
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Predictor:
         self.bf16 = runs_in_bf16(precision, self.device.type)
         probe = torch.zeros(1, bundle.preprocess.channels, *bundle.preprocess.size, dtype=torch.uint8)
         probe[..., ::2] = 255
-        ready = fold_batch_norms(bundle.build_model().eval(), probe)
+        ready = inference_model(bundle, probe)
         self._model = ready.network.to(self.device).to(memory_format=torch.channels_last)
         self.part_frames: int | None = None
         if self.device.type == "cpu":

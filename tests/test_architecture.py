@@ -39,6 +39,8 @@ FLOORS = (
         "learning.loop",
         "learning.ingest",
         "learning.validation",
+        "learning.calibrate",
+        "learning.operating",
         "learning.decisions",
         "learning.publish",
         "evaluation",

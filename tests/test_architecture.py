@@ -41,6 +41,8 @@ FLOORS = (
         "learning.loop",
         "learning.ingest",
         "learning.validation",
+        "learning.calibrate",
+        "learning.operating",
         "learning.decisions",
         "learning.publish",
         "learning.folds",

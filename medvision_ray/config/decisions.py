@@ -20,6 +20,8 @@ class CalibrationConfig(Section):
     """With fewer validation patients there is no calibration; a finding counts those where it is not blank."""
     min_class_patients: Positive = 5
     """Nor with fewer of them with, or without, each class (single-label), or the finding that it is for (multi-label)."""
+    only_if_better: bool = True
+    """Keep it only where it lowers the log loss of validation patients it was not fitted to, 95 % interval over patients above 0."""
 
 
 class OperatingPointsConfig(Section):

@@ -14,11 +14,13 @@ from scipy.special import logsumexp
 
 from medvision_ray.calibration import Calibration, PlattScaling, TemperatureScaling, log_probabilities, logits
 from medvision_ray.config import CalibrationConfig
+from medvision_ray.evaluation.intervals import bootstrap_intervals, divide
 
 Floats = NDArray[np.float64]
 
 _TEMPERATURES = (0.05, 20.0)
 _FOLDS = 5
+_RESAMPLES = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,11 +85,14 @@ def fit_calibration(scores: ValidationScores, config: CalibrationConfig) -> Fitt
     facts: dict[str, Any] = {"patients": int(np.unique(labelled).size)}
     reasons = {name: why for k, name in enumerate(scores.classes) if (why := _too_few(scores, k, config)) is not None}
     fitted = _fit_findings(scores, reasons) if scores.multi_label else _fit_classes(scores, reasons)
+    out_of_fold = None if fitted is None else _out_of_fold(scores, fitted)
+    if fitted is not None and out_of_fold is not None and config.only_if_better:
+        fitted = _shown_better(scores, fitted, out_of_fold, reasons)
     if reasons:
         facts["reasons"] = reasons
     if fitted is None:
         return FittedCalibration(None, None, {"method": "none", **facts})
-    return FittedCalibration(fitted, _out_of_fold(scores, fitted), {"method": fitted.document()["method"], **facts})
+    return FittedCalibration(fitted, out_of_fold, {"method": fitted.document()["method"], **facts})
 
 
 def fit_temperature(probabilities: NDArray[np.floating[Any]], truth: Floats) -> float | None:
@@ -204,6 +209,56 @@ def _out_of_fold(scores: ValidationScores, fitted: Calibration) -> Floats:
         pairs = tuple(None if pair is None else _fit_finding(outside, k) for k, pair in enumerate(fitted.sigmoids))
         found[fold] = PlattScaling(pairs).apply(inside.probabilities)
     return found
+
+
+def _shown_better(
+    scores: ValidationScores, fitted: Calibration, out_of_fold: Floats, reasons: dict[str, str]
+) -> Calibration | None:
+    """What of a calibration is better on patients that it was not fitted to; takes the rest out of `out_of_fold`.
+
+    The validation split chose the epoch, so the model is surer of itself there than on new patients: a small gain is none.
+    """
+    if isinstance(fitted, TemperatureScaling):
+        known = ~np.isnan(scores.truth).any(axis=1)
+        true = scores.truth[known].argmax(axis=1)[:, None]
+        raw, calibrated = (
+            -np.take_along_axis(log_probabilities(values[known]), true, axis=1)[:, 0]
+            for values in (scores.probabilities, out_of_fold)
+        )
+        why = _no_gain(raw - calibrated, scores.patients[known])
+        if why is not None:
+            reasons["all"] = why
+        return fitted if why is None else None
+    sigmoids = list(fitted.sigmoids)
+    for k, name in enumerate(scores.classes):
+        known = ~np.isnan(scores.truth[:, k])
+        if sigmoids[k] is None:
+            continue
+        there = scores.truth[known, k] == 1
+        raw, calibrated = (
+            np.logaddexp(0.0, np.where(there, -1, 1) * logits(values[known, k]))
+            for values in (scores.probabilities, out_of_fold)
+        )
+        why = _no_gain(raw - calibrated, scores.patients[known])
+        if why is not None:
+            reasons[name], sigmoids[k] = why, None
+            out_of_fold[:, k] = np.nan
+    return PlattScaling(tuple(sigmoids)) if any(sigmoids) else None
+
+
+def _no_gain(gains: Floats, patients: NDArray[np.str_]) -> str | None:
+    """Why a mean gain, `(n,)` an image, is not shown to be above 0; None where it is."""
+    interval = None
+    if not np.isnan(gains).any():
+
+        def statistic(weights: Floats) -> dict[tuple[str, str], Floats]:
+            return {("all", "gain"): divide(weights @ gains, weights.sum(axis=1))}
+
+        interval = bootstrap_intervals(statistic, patients, resamples=_RESAMPLES, seed=0).get(("all", "gain"))
+    if interval is not None and interval[0] > 0:
+        return None
+    shown = f"{gains.mean():.3g} [{interval[0]:.3g}, {interval[1]:.3g}]" if interval else "not defined"
+    return f"not shown to be better: log loss on validation patients it was not fitted to falls by {shown}"
 
 
 def patient_folds(patients: NDArray[np.str_], folds: int) -> Sequence[NDArray[np.bool_]]:

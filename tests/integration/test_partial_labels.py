@@ -79,7 +79,7 @@ def test_partial_findings_train_calibrate_decide_and_are_measured_at_stored_poin
         "model": {"encoder": "tu-resnet10t", "decoder_channels": [8, 8, 8, 8, 8]},
         "loss": {"classification": "asymmetric", "asymmetric_gammas": [0, 2], "class_weights": [1.0, 2.0]},
         "sampling": "balanced",
-        "calibration": {"min_patients": 10},
+        "calibration": {"min_patients": 10, "only_if_better": False},
         "operating_points": {"decide_at": "f1", "cost": [5, 1]},
         "epochs": 4,
         "batch_size": 4,

@@ -132,7 +132,8 @@ def test_too_few_patients_are_refused_however_many_images_they_have() -> None:
     assert fitted.out_of_fold is None
     assert fitted.facts["method"] == "none"
     assert fitted.facts["reasons"]["a"] == "12 validation patients, and `calibration.min_patients` is 20"
-    assert fit_calibration(few, CalibrationConfig(min_patients=10)).calibration is not None
+    enough = CalibrationConfig(min_patients=10, only_if_better=False)
+    assert fit_calibration(few, enough).calibration is not None
 
 
 def test_a_rare_class_is_refused() -> None:
@@ -173,17 +174,33 @@ def test_folds_keep_patients_together_and_are_the_same_again() -> None:
 
 def test_an_image_of_a_fold_is_calibrated_by_the_other_folds_alone() -> None:
     scores = single(200)
-    before = fit_calibration(scores, CalibrationConfig()).out_of_fold
+    before = fit_calibration(scores, CalibrationConfig(only_if_better=False)).out_of_fold
     fold = patient_folds(scores.patients, 5)[0]
     changed = scores.truth.copy()
     changed[fold] = np.roll(changed[fold], 1, axis=1)
     after = fit_calibration(
-        ValidationScores(CLASSES, False, scores.probabilities, changed, scores.patients), CalibrationConfig()
+        ValidationScores(CLASSES, False, scores.probabilities, changed, scores.patients),
+        CalibrationConfig(only_if_better=False),
     ).out_of_fold
     assert before is not None
     assert after is not None
     np.testing.assert_array_equal(before[fold], after[fold])
     assert not np.allclose(before[~fold], after[~fold])
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_a_calibration_that_is_not_shown_to_be_better_is_not_kept(multi_label: bool) -> None:
+    """A model that is honest already: what a fit finds in 60 patients is noise."""
+    honest = single(120, temperature=1.0)
+    if multi_label:
+        generator = np.random.default_rng(0)
+        raw = expit(generator.normal(0, 2, (120, 3)))
+        truth = (generator.random(raw.shape) < raw).astype(np.float64)
+        honest = ValidationScores(CLASSES, True, raw.astype(np.float32), truth, honest.patients)
+    fitted = fit_calibration(honest, CalibrationConfig())
+    assert fitted.calibration is None
+    assert all("not shown to be better: log loss" in reason for reason in fitted.facts["reasons"].values())
+    assert fit_calibration(honest, CalibrationConfig(only_if_better=False)).calibration is not None
 
 
 def test_errors_and_diagram_before_and_after() -> None:

@@ -19,6 +19,7 @@ import yaml
 from medvision_ray import storage
 from medvision_ray.config import ModelConfig, PreprocessConfig, Section, build_job
 from medvision_ray.errors import BundleError, ConfigError, StorageError
+from medvision_ray.fingerprint import Fingerprint
 from medvision_ray.model_card import model_card
 from medvision_ray.privacy import Pseudonymiser
 
@@ -33,6 +34,7 @@ _YAML, _WEIGHTS, _METRICS, _IMAGES, _CARD = (
     "train_images.json",
     "MODEL_CARD.md",
 )
+_FINGERPRINT = "fingerprint.json"  # bundles of earlier versions have none
 # What changes predictions, and so the model_id; facts about the training do not.
 _IDENTITY = (
     "architecture",
@@ -68,6 +70,7 @@ class Bundle:
         trained: facts of the training (label summary, versions, epochs, best score).
         metrics: validation metrics.
         train_digest: `image_digest` of each image that was trained on.
+        fingerprint: distributions that scored images are held against; None in bundles of earlier versions.
     """
 
     uri: str
@@ -84,6 +87,7 @@ class Bundle:
     trained: dict[str, Any] = field(default_factory=dict, repr=False)
     metrics: dict[str, Any] = field(default_factory=dict, repr=False)
     train_digest: tuple[str, ...] = field(default=(), repr=False)
+    fingerprint: Fingerprint | None = field(default=None, repr=False)
 
     @property
     def model_id(self) -> str:
@@ -143,6 +147,7 @@ def save_bundle(
     metrics: Mapping[str, Any],
     train_digest: Iterable[str],
     model: HybridCNN,
+    fingerprint: Fingerprint | None = None,
 ) -> Bundle:
     """Write a bundle. A bundle that is there already stops being one first, so nobody reads a mixture.
 
@@ -151,6 +156,7 @@ def save_bundle(
         thresholds: one a class where `multi_label`, else none.
         train_digest: `image_digest` of each training image.
         model: the bare trained network (the moving average where there is one).
+        fingerprint: of the training images and validation scores; no part of the identity.
 
     Raises:
         BundleError: fields do not fit each other, or facts are not plain text, numbers, lists and mappings.
@@ -175,6 +181,8 @@ def save_bundle(
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
     parts = {_METRICS: _json(metrics, "metrics"), _IMAGES: _json(sorted(train_digest), "train_digest")}
+    if fingerprint is not None:
+        parts[_FINGERPRINT] = _json(fingerprint.as_json(), "fingerprint")
     document = {
         "schema_version": SCHEMA_VERSION,
         "name": name,
@@ -213,9 +221,9 @@ def load_bundle(uri: str) -> Bundle:
                 "written; options are changed by training again, not by hand."
             )
     files = document["files"]
-    if not isinstance(files, dict) or set(files) != {_METRICS, _IMAGES}:
+    if not isinstance(files, dict) or set(files) - {_FINGERPRINT} != {_METRICS, _IMAGES}:
         raise BundleError(f"Expected `files` of the {_YAML} at {place} to name {_METRICS} and {_IMAGES}.")
-    parts = {part: _read(place, part, str(files[part])) for part in (_METRICS, _IMAGES)}
+    parts = {part: _read(place, part, str(files[part])) for part in files}
     _read(place, _WEIGHTS, str(document["weights_sha256"]))
     bundle = _bundle(place, document, parts)
     if document["model_id"] != bundle.model_id:
@@ -244,7 +252,18 @@ def _bundle(place: str, document: dict[str, Any], parts: Mapping[str, bytes]) ->
         trained=document["trained"],
         metrics=json.loads(parts[_METRICS]),
         train_digest=tuple(json.loads(parts[_IMAGES])),
+        fingerprint=_fingerprint(place, parts.get(_FINGERPRINT)),
     )
+
+
+def _fingerprint(place: str, data: bytes | None) -> Fingerprint | None:
+    try:
+        return None if data is None else Fingerprint.from_json(json.loads(data))
+    except ValueError:
+        raise BundleError(
+            f"Expected the {_FINGERPRINT} at {place} to be of this version of medvision_ray, but it is not. Use the "
+            "version that wrote the bundle."
+        ) from None
 
 
 def _check_fields(place: str, document: dict[str, Any]) -> None:

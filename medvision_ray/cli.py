@@ -276,7 +276,7 @@ def _score(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     _print(options, {"run": summary.sentence()})
     if summary.over_budget:
         over = ", ".join(summary.over_budget)
-        options.log.warning(f"done, but more objects failed than `budget` allows: {over}.", event="over_budget")
+        options.log.warning(f"done, but over budget (`budget`, `drift.max_psi`): {over}.", event="over_budget")
     return OVER_BUDGET if summary.over_budget else DONE, asdict(summary)
 
 

@@ -22,7 +22,7 @@ FLOORS = (
     ("storage", "listing", "s3", "s3_listing", "s3_files", "retry", "tables", "privacy", "cluster"),
     ("logs", "defects", "foreign", "ending"),
     ("imaging",),
-    ("archive", "learning", "bundle", "model_card", "monitoring", "on_finish", "verification"),
+    ("archive", "learning", "bundle", "fingerprint", "model_card", "monitoring", "on_finish", "verification"),
     (
         "scoring",
         "learning.train",
@@ -30,6 +30,9 @@ FLOORS = (
         "learning.ingest",
         "learning.validation",
         "learning.publish",
+        "learning.guards",
+        "learning.reference",
+        "learning.shortcuts",
         "evaluation",
     ),
     ("serving", "reporting", "demo"),
@@ -56,6 +59,7 @@ LIGHT = (
     "imaging",
     "reporting",
     "model_card",
+    "fingerprint",
 )
 LIGHT_MODULES = tuple(
     f"evaluation.{name}" for name in ("classification", "segmentation", "intervals", "samples", "measure")

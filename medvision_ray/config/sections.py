@@ -204,6 +204,15 @@ class RayConfig(Section):
         return self
 
 
+class DriftConfig(Section):
+    """How a scored run is held against the images that its model was trained on (docs/metrics.md)."""
+
+    min_images: Positive = 50
+    """Runs of fewer scored images are not judged: chance alone would shift them."""
+    max_psi: Annotated[float, Field(gt=0)] | None = None
+    """Largest PSI of any feature; above it the run ends over budget (exit code 3). Null: shifts are told, and nothing else."""
+
+
 class LabelsConfig(Section):
     """The label table and how its patients are split."""
 

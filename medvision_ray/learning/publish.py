@@ -14,10 +14,12 @@ import torch
 from medvision_ray import storage
 from medvision_ray.bundle import Bundle, load_bundle, save_bundle
 from medvision_ray.errors import MedVisionError
+from medvision_ray.fingerprint import Fingerprint
 from medvision_ray.learning.feed import Examples
 from medvision_ray.learning.history import read_history
 from medvision_ray.learning.loop import TrainPlan, new_state
 from medvision_ray.learning.model import HybridCNN
+from medvision_ray.learning.reference import ImagesSeen, training_fingerprint
 from medvision_ray.learning.validation import THRESHOLD, validate
 
 _TOLERANCE = 0.02
@@ -48,6 +50,7 @@ def publish_bundle(
     dataset: Any,
     facts: dict[str, Any],
     train_digest: Sequence[str],
+    images: ImagesSeen | None = None,
 ) -> Bundle:
     """Write the best epoch as a bundle.
 
@@ -59,6 +62,7 @@ def publish_bundle(
         dataset: the materialised images.
         facts: of the training, for the bundle's `trained`.
         train_digest: of each training image.
+        images: facts of all labelled images, for the bundle's fingerprint; None leaves it out.
 
     Raises:
         MedVisionError: what was written does not score as what was trained.
@@ -76,7 +80,7 @@ def publish_bundle(
         | {"python": platform.python_version()},
     }
 
-    def save(place: str, model: HybridCNN) -> Bundle:
+    def save(place: str, model: HybridCNN, fingerprint: Fingerprint | None = None) -> Bundle:
         return save_bundle(
             place,
             name=name,
@@ -90,13 +94,15 @@ def publish_bundle(
             metrics=metrics,
             train_digest=train_digest,
             model=model,
+            fingerprint=fingerprint,
         )
 
     candidate = storage.join(plan.folder, "candidate")
     save(candidate, state.measured)
-    model = load_bundle(candidate).build_model()
+    written = load_bundle(candidate)
+    model = written.build_model()
     _check_again(plan, model, dataset, best.figures)
-    bundle = save(uri, model)
+    bundle = save(uri, model, training_fingerprint(written, plan, dataset, images) if images else None)
     storage.delete_tree(candidate)
     return bundle
 

@@ -24,6 +24,7 @@ from medvision_ray.learning.labels import LabelTable, load_labels
 from medvision_ray.learning.loop import TrainPlan, new_state, train_worker, usable_truth
 from medvision_ray.learning.losses import balanced_class_weights
 from medvision_ray.learning.publish import Best, publish_bundle
+from medvision_ray.learning.reference import ImagesSeen
 from medvision_ray.privacy import address_pseudonymiser
 
 Progress = Callable[[str], None]
@@ -100,7 +101,14 @@ def train(job: TrainJob, progress: Progress = lambda line: None) -> TrainResult:
         facts["image_digests"] = "hashed" if names else "plain"
         digests = [image_digest(table.uris[row], names) for row in plan.train]
         bundle = publish_bundle(
-            bundle_uri, name, plan, best, dataset=decoded.dataset, facts=facts, train_digest=digests
+            bundle_uri,
+            name,
+            plan,
+            best,
+            dataset=decoded.dataset,
+            facts=facts,
+            train_digest=digests,
+            images=ImagesSeen(decoded.facts, table.patients),
         )
         seconds["publish"] = time.perf_counter() - clock
     return _result(job, bundle, folder, {"already_done": False, "labels": labels, "seconds": seconds})

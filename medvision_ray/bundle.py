@@ -193,7 +193,7 @@ def save_bundle(
     }
     bundle = _bundle(storage.absolute(uri), document, parts)
     storage.delete_object(storage.join(uri, _YAML))
-    card = model_card(document, json.loads(parts[_METRICS]), len(bundle.train_digest))
+    card = model_card(document, json.loads(parts[_METRICS]), len(bundle.train_digest), fingerprint=fingerprint)
     for part, data in {_WEIGHTS: weights, **parts, _CARD: card.encode()}.items():
         storage.write_bytes(storage.join(uri, part), data)
     storage.write_bytes(storage.join(uri, _YAML), yaml.safe_dump(document, sort_keys=False, width=120).encode())

@@ -107,6 +107,11 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("uri", help="folder or URI of the bundle")
     _add_json(show)
     show.set_defaults(run=_bundle_show)
+    card = bundle.add_parser("card", help="write the model card anew, with evaluations")
+    card.add_argument("uri", help="folder or URI of the bundle; the model and the owner's parts of the card stay")
+    card.add_argument("--evaluations", metavar="OUTPUT", help="the folder or prefix that holds tables/")
+    _add_json(card)
+    card.set_defaults(run=_bundle_card)
     config = verbs.add_parser("config", help="look at a configuration").add_subparsers(dest="action", required=True)
     show = config.add_parser("show", help="print the full effective configuration of a job, documented")
     show.add_argument("job", choices=sorted(jobs))
@@ -310,6 +315,15 @@ def _bundle_show(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         "metrics": bundle.metrics,
         "train_images": len(bundle.train_digest),
     }
+    _print(options, result)
+    return DONE, result
+
+
+def _bundle_card(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    from medvision_ray.reporting.card import refresh_card
+
+    place, count = refresh_card(options.uri, options.evaluations)
+    result = {"card": place, "evaluations": count}
     _print(options, result)
     return DONE, result
 

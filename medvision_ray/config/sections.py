@@ -234,6 +234,10 @@ class LabelsConfig(Section):
     """Shares of train, val and test by patient, where the table does not say; they sum to 1."""
     seed: int = 0
     """Seed of the split."""
+    near_duplicates: Literal["warn", "refuse", "off"] = "warn"
+    """What training does about images of different splits that look nearly the same (docs/training.md)."""
+    acquisition_columns: tuple[str, ...] = ()
+    """Columns that say where and how an image was made, such as the site: the shortcut probe tries to tell the label from them."""
 
     @model_validator(mode="after")
     def _consistent(self) -> LabelsConfig:

@@ -29,6 +29,7 @@ _SIDE, _KEPT = (
     16,
 )  # of the shrunk image and of its lowest frequencies, as imagehash.phash(hash_size=16, highfreq_factor=2)
 _WORDS = 4
+_SQRT_2 = np.float32(np.sqrt(2))
 _LEAST_SD = 2.0  # grey levels: a blank frame has a hash of noise
 _BLOCK = (16, 16384)  # pairs at a time that stay in the cache
 
@@ -68,6 +69,8 @@ def perceptual_hash(prepared: ModelInput, frame: int) -> bytes:
 def hash_of_small(small: NDArray[np.uint8]) -> bytes:
     """The hash of an image of 32 x 32."""
     low = cv2.dct(small.astype(np.float32))[:_KEPT, :_KEPT]
+    low[0] *= _SQRT_2  # OpenCV's transform is orthonormal, that of the hash is not
+    low[:, 0] *= _SQRT_2
     bits = low > np.median(low)
     bits[0, 0] = True  # the mean, so in all but odd images; see `_distances`
     return np.packbits(bits).tobytes()

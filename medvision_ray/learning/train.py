@@ -18,6 +18,7 @@ from medvision_ray.cluster import cluster_cpus, cluster_gpus, ray_session
 from medvision_ray.config import TrainJob
 from medvision_ray.errors import ConfigError, LabelError, MedVisionError, UsageError
 from medvision_ray.learning.feed import Truth
+from medvision_ray.learning.guards import look_for_leaks
 from medvision_ray.learning.history import describe, following, read_history
 from medvision_ray.learning.ingest import DecodedImages, check_images, decode_images
 from medvision_ray.learning.labels import LabelTable, load_labels
@@ -40,7 +41,7 @@ class TrainResult:
         bundle: the best epoch, written under OUTPUT/bundles/NAME.
         history: one entry an epoch, as in metrics.jsonl.
         summary: `name`, `already_done`, `labels` (counts a split), `heads`, `failures` (images per error code),
-            `epochs`, `best_epoch`, `best_score` and `seconds` of each step.
+            `epochs`, `best_epoch`, `best_score`, `seconds` of each step, and `leakage` and `shortcuts` (`guards`).
     """
 
     bundle: Bundle
@@ -66,7 +67,7 @@ def train(job: TrainJob, progress: Progress = lambda line: None) -> TrainResult:
     name = job.name or f"hybrid-{config_hash[:8]}"
     bundle_uri = storage.join(job.output, "bundles", name)
     folder = storage.join(job.output, "training", name)
-    table = load_labels(job.labels)
+    table = load_labels(job.labels, job.labels.acquisition_columns)
     names = address_pseudonymiser(job.privacy)
     done = _finished(bundle_uri, name, config_hash)
     if done is not None:
@@ -84,6 +85,7 @@ def train(job: TrainJob, progress: Progress = lambda line: None) -> TrainResult:
         clock = time.perf_counter()
         decoded = decode_images(table, job)
         check_images(table, decoded, job.max_failure_fraction)
+        guards = look_for_leaks(table, decoded, job.labels, lambda line: progress(f"{name}: {line}"))
         plan = _plan(job, folder, table, decoded)
         new_state(plan, torch.device("cpu"), with_weights=True)  # what can't be built is said here, not by a worker
         seconds["decode"] = time.perf_counter() - clock
@@ -98,6 +100,7 @@ def train(job: TrainJob, progress: Progress = lambda line: None) -> TrainResult:
         clock = time.perf_counter()
         labels = table.summary()
         facts = {"labels": labels, "failures": decoded.failures, "config_hash": config_hash, "seed": job.seed}
+        facts.update(guards)
         facts["image_digests"] = "hashed" if names else "plain"
         digests = [image_digest(table.uris[row], names) for row in plan.train]
         bundle = publish_bundle(
@@ -121,13 +124,16 @@ def _result(job: TrainJob, bundle: Bundle, folder: str, facts: dict[str, Any]) -
         "classification": bundle.architecture.classification,
         "segmentation": bundle.architecture.segmentation,
     }
+    kept.update({key: trained.get(key) for key in ("leakage", "shortcuts")})
     summary = {"name": bundle.name, "heads": heads, **kept, **facts}
     return TrainResult(bundle, read_history(storage.join(folder, "metrics.jsonl")), summary)
 
 
 def _config_hash(job: TrainJob) -> str:
     """sha256 over what decides the weights: the configuration and the label table's content."""
-    content = job.model_dump(mode="json", exclude={"ray", "privacy", "output", "name", "on_finish", "logging"})
+    beside = dict.fromkeys(("ray", "privacy", "output", "name", "on_finish", "logging"), True)
+    looks = {"labels": {"near_duplicates", "acquisition_columns"}}
+    content = job.model_dump(mode="json", exclude={**beside, **looks})
     table = hashlib.sha256(storage.read_bytes(job.labels.table)).hexdigest()
     return hashlib.sha256(json.dumps([content, table], sort_keys=True).encode()).hexdigest()
 

@@ -144,6 +144,10 @@ def test_bundle_has_the_fingerprint_of_its_training(trained: tuple[TrainJob, Tra
     assert 0 < features["p_nodule"].images <= len(val)
     written = Path(f"{result.bundle.uri}/fingerprint.json").read_text()
     assert not [name for name in (*table.patients, *table.uris) if name in written]
+    leakage = result.summary["leakage"]
+    assert leakage["near_duplicates"]["compared"] == len(table)
+    assert result.bundle.trained["leakage"] == leakage
+    assert result.summary["shortcuts"]["sentence"]
 
 
 @pytest.mark.integration

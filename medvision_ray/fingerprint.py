@@ -190,7 +190,7 @@ def reference_of_categories(values: Sequence[str | None], patients: Sequence[str
     )
 
 
-def drift_of(name: str, reference: Reference, values: Sequence[Any], n_patients: int) -> FeatureDrift:
+def drift_of(name: str, reference: Reference, values: Sequence[Any] | Floats, n_patients: int) -> FeatureDrift:
     """Hold a night's values against a reference.
 
     PSI is the sum over bins of (night - training) ln(night / training), of shares with half an image added to each bin.
@@ -240,7 +240,9 @@ def population_stability(counts: Sequence[float], expected: Sequence[float]) -> 
     return abs(float(((shares - expected_shares) * np.log(shares / expected_shares)).sum()))
 
 
-def _numbers(values: Sequence[Any]) -> Floats:
+def _numbers(values: Sequence[Any] | Floats) -> Floats:
+    if isinstance(values, np.ndarray):
+        return values.astype(np.float64, copy=False)
     return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
+from numpy.typing import NDArray
 
 from medvision_ray import tables
 from medvision_ray.bundle import Bundle
@@ -83,14 +85,15 @@ def compare(
         frame: a row an image, named as the table's columns; spacings as `row_spacing_mm` and `column_spacing_mm`.
         min_images: a feature of fewer images is left out.
     """
-    single = frame["frames"] == 1
+    whole, single = frame, frame[frame["frames"] == 1]
+    patients = {id(rows): _patients(rows) for rows in (whole, single)}
     found = []
     for name, reference in fingerprint.features.items():
         if name not in frame or (name in HEADER_FIELDS and name not in header_fields):
             continue
-        rows = frame[single] if _is_score(name) else frame
+        rows = single if _is_score(name) else whole
         if len(rows) >= min_images and not (_is_score(name) and rows[name].isna().all()):
-            found.append(drift_of(name, reference, _values(rows[name], reference), _patients(rows)))
+            found.append(drift_of(name, reference, _values(rows[name], reference), patients[id(rows)]))
     return found
 
 
@@ -98,10 +101,10 @@ def _is_score(name: str) -> bool:
     return name.startswith("p_") or name == MASK_FRACTION
 
 
-def _values(column: pd.Series[Any], reference: Reference) -> list[Any]:
+def _values(column: pd.Series[Any], reference: Reference) -> Sequence[Any] | NDArray[np.float64]:
     if reference.kind == "number":
-        return column.astype(float).tolist()
-    return [value if isinstance(value, str) else None for value in column]
+        return column.to_numpy(np.float64, na_value=np.nan)
+    return [value if isinstance(value, str) else None for value in column.to_numpy(object)]
 
 
 def _patients(rows: pd.DataFrame) -> int:

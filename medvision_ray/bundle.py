@@ -21,6 +21,7 @@ from medvision_ray.bundle_files import BUNDLE_YAML, identity_hash, json_bytes, r
 from medvision_ray.calibration import Calibration, read_calibration
 from medvision_ray.config import ModelConfig, PreprocessConfig, Section, build_job
 from medvision_ray.errors import BundleError, ConfigError
+from medvision_ray.fingerprint import Fingerprint
 from medvision_ray.model_card import model_card
 from medvision_ray.operating_points import OperatingPoint, read_operating_points
 from medvision_ray.privacy import Pseudonymiser
@@ -35,6 +36,7 @@ _WEIGHTS, _METRICS, _IMAGES, _CARD = (
     "train_images.json",
     "MODEL_CARD.md",
 )
+_FINGERPRINT = "fingerprint.json"  # bundles of earlier versions have none
 # What changes predictions, and so the model_id; facts about the training do not.
 _IDENTITY = (
     "architecture",
@@ -79,6 +81,7 @@ class Bundle:
         train_digest: `image_digest` of each image that was trained on.
         vote: how an ensemble's members are combined (`ensemble.py`); None for a single model.
         members: the bundles of an ensemble, which lie inside it; empty for a single model.
+        fingerprint: distributions that scored images are held against; None in bundles of earlier versions.
     """
 
     uri: str
@@ -99,6 +102,7 @@ class Bundle:
     train_digest: tuple[str, ...] = field(default=(), repr=False)
     vote: Vote | None = None
     members: tuple[Bundle, ...] = field(default=(), repr=False)
+    fingerprint: Fingerprint | None = field(default=None, repr=False)
 
     @property
     def model_id(self) -> str:
@@ -166,6 +170,7 @@ def save_bundle(
     model: HybridCNN,
     calibration: Calibration | None = None,
     operating_points: Sequence[OperatingPoint] = (),
+    fingerprint: Fingerprint | None = None,
 ) -> Bundle:
     """Write a bundle. A bundle that is there already stops being one first, so nobody reads a mixture.
 
@@ -176,6 +181,7 @@ def save_bundle(
         model: the bare trained network (the moving average where there is one).
         calibration: fitted to validation; None where there is none.
         operating_points: chosen on validation.
+        fingerprint: of the training images and validation scores; no part of the identity.
 
     Raises:
         BundleError: fields do not fit each other, or facts are not plain text, numbers, lists and mappings.
@@ -204,7 +210,14 @@ def save_bundle(
     if operating_points:
         identity["operating_points"] = [point.document() for point in operating_points]
     return write_bundle(
-        uri, name, identity, trained=trained, metrics=metrics, train_digest=train_digest, files=[(_WEIGHTS, weights)]
+        uri,
+        name,
+        identity,
+        trained=trained,
+        metrics=metrics,
+        train_digest=train_digest,
+        files=[(_WEIGHTS, weights)],
+        fingerprint=fingerprint,
     )
 
 
@@ -219,6 +232,7 @@ def write_bundle(
     files: Iterable[tuple[str, bytes]],
     members: Sequence[Bundle] = (),
     hashes: Mapping[str, str] | None = None,
+    fingerprint: Fingerprint | None = None,
 ) -> Bundle:
     """Write a bundle of a known identity; `save_bundle` and `ensemble.save_ensemble` call it.
 
@@ -227,12 +241,15 @@ def write_bundle(
         files: path in the bundle and content of what belongs to it besides.
         members: of an ensemble, where they are now.
         hashes: sha256 of files that bundle.yaml names besides, by path.
+        fingerprint: of the training images and validation scores.
 
     Raises:
         BundleError: fields do not fit each other, or facts are not plain text, numbers, lists and mappings.
         StorageError: the place cannot be written.
     """
     parts = {_METRICS: json_bytes(metrics, "metrics"), _IMAGES: json_bytes(sorted(train_digest), "train_digest")}
+    if fingerprint is not None:
+        parts[_FINGERPRINT] = json_bytes(fingerprint.as_json(), "fingerprint")
     document = {
         "schema_version": SCHEMA_VERSION,
         "name": name,
@@ -244,7 +261,7 @@ def write_bundle(
     bundle = _bundle(storage.absolute(uri), document, parts, tuple(members))
     storage.delete_object(storage.join(uri, BUNDLE_YAML))
     figures = {key: value for key, value in json.loads(parts[_METRICS]).items() if not isinstance(value, dict)}
-    card = model_card(document, figures, len(bundle.train_digest))
+    card = model_card(document, figures, len(bundle.train_digest), fingerprint=fingerprint)
     for part, data in chain(files, parts.items(), [(_CARD, card.encode())]):
         storage.write_bytes(storage.join(uri, part), data)
     storage.write_bytes(storage.join(uri, BUNDLE_YAML), yaml.safe_dump(document, sort_keys=False, width=120).encode())
@@ -277,7 +294,7 @@ def load_bundle(uri: str) -> Bundle:
                 "written; options are changed by training again, not by hand."
             )
     files, inner = document["files"], _member_files(document)
-    if not isinstance(files, dict) or set(files) != {_METRICS, _IMAGES, *inner}:
+    if not isinstance(files, dict) or set(files) - {_FINGERPRINT} != {_METRICS, _IMAGES, *inner}:
         raise BundleError(
             f"Expected `files` of the {BUNDLE_YAML} at {place} to name {', '.join([_METRICS, _IMAGES, *inner])}."
         )
@@ -331,7 +348,18 @@ def _bundle(place: str, document: dict[str, Any], parts: Mapping[str, bytes], me
         train_digest=tuple(json.loads(parts[_IMAGES])),
         vote=document.get("vote"),
         members=members,
+        fingerprint=_fingerprint(place, parts.get(_FINGERPRINT)),
     )
+
+
+def _fingerprint(place: str, data: bytes | None) -> Fingerprint | None:
+    try:
+        return None if data is None else Fingerprint.from_json(json.loads(data))
+    except ValueError:
+        raise BundleError(
+            f"Expected the {_FINGERPRINT} at {place} to be of this version of medvision_ray, but it is not. Use the "
+            "version that wrote the bundle."
+        ) from None
 
 
 def _check_fields(place: str, document: dict[str, Any]) -> None:

@@ -121,6 +121,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_json(ensemble)
     ensemble.set_defaults(run=_bundle_ensemble)
+    card = bundle.add_parser("card", help="write the model card anew, with evaluations")
+    card.add_argument("uri", help="folder or URI of the bundle; the model and the owner's parts of the card stay")
+    card.add_argument("--evaluations", metavar="OUTPUT", help="the folder or prefix that holds tables/")
+    _add_json(card)
+    card.set_defaults(run=_bundle_card)
     config = verbs.add_parser("config", help="look at a configuration").add_subparsers(dest="action", required=True)
     show = config.add_parser("show", help="print the full effective configuration of a job, documented")
     show.add_argument("job", choices=sorted(jobs))
@@ -319,7 +324,7 @@ def _score(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     _print(options, {"run": summary.sentence()})
     if summary.over_budget:
         over = ", ".join(summary.over_budget)
-        options.log.warning(f"done, but more objects failed than `budget` allows: {over}.", event="over_budget")
+        options.log.warning(f"done, but over budget (`budget`, `drift.max_psi`): {over}.", event="over_budget")
     return OVER_BUDGET if summary.over_budget else DONE, asdict(summary)
 
 
@@ -369,6 +374,15 @@ def _bundle_ensemble(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     bundle = save_ensemble(options.output, options.name, options.vote, members)
     names = [member.model_id for member in bundle.members]
     result = {"bundle": bundle.uri, "model_id": bundle.model_id, "vote": bundle.vote, "members": names}
+    _print(options, result)
+    return DONE, result
+
+
+def _bundle_card(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    from medvision_ray.reporting.card import refresh_card
+
+    place, count = refresh_card(options.uri, options.evaluations)
+    result = {"card": place, "evaluations": count}
     _print(options, result)
     return DONE, result
 

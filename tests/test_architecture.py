@@ -30,6 +30,7 @@ FLOORS = (
         "bundle",
         "bundle_files",
         "ensemble",
+        "fingerprint",
         "model_card",
         "monitoring",
         "on_finish",
@@ -49,6 +50,9 @@ FLOORS = (
         "learning.out_of_fold",
         "learning.tune",
         "learning.alone",
+        "learning.guards",
+        "learning.reference",
+        "learning.shortcuts",
         "evaluation",
     ),
     ("serving", "reporting", "demo"),
@@ -75,6 +79,7 @@ LIGHT = (
     "imaging",
     "reporting",
     "model_card",
+    "fingerprint",
 )
 LIGHT_MODULES = tuple(
     f"evaluation.{name}" for name in ("classification", "segmentation", "intervals", "samples", "measure")

@@ -19,6 +19,7 @@ from medvision_ray.bundle import Bundle, image_digest, load_bundle, save_bundle
 from medvision_ray.calibration import PlattScaling, TemperatureScaling
 from medvision_ray.config import ModelConfig, PreprocessConfig
 from medvision_ray.errors import BundleError
+from medvision_ray.fingerprint import Fingerprint, reference_of_numbers
 from medvision_ray.learning.model import HybridCNN, batch_norm_eps, build_model, set_batch_norm_eps
 from medvision_ray.operating_points import ClassThreshold, OperatingPoint
 
@@ -167,6 +168,38 @@ def test_the_card_shows_figures_and_no_diagrams(save: Save, tmp_path: Path) -> N
     card = (tmp_path / "bundle/MODEL_CARD.md").read_text()
     assert "val_ece: 0.125" in card
     assert "reliability" not in card
+
+
+def _fingerprint(value: float) -> Fingerprint:
+    reference = reference_of_numbers([value, 2.0, 3.0], ["a", "b", "b"], "train")
+    assert reference is not None
+    return Fingerprint({"input_mean": reference})
+
+
+def test_a_fingerprint_travels_along_without_making_another_model(save: Save, tmp_path: Path) -> None:
+    plain = save()
+    assert load_bundle(plain.uri).fingerprint is None  # as bundles of earlier versions
+    marked = save(fingerprint=_fingerprint(1.0))
+    assert marked.model_id == plain.model_id
+    assert load_bundle(marked.uri).fingerprint == marked.fingerprint == _fingerprint(1.0)
+    assert load_bundle(save().uri).fingerprint is None  # a file that is left over belongs to nothing
+
+
+def test_a_fingerprint_that_was_altered_lost_or_is_of_a_later_version_is_refused(save: Save, tmp_path: Path) -> None:
+    save(fingerprint=_fingerprint(1.0))
+    path = tmp_path / "bundle/fingerprint.json"
+    path.write_text(path.read_text().replace("2.0", "2.5"))
+    with pytest.raises(BundleError, match="sha256 differs"):
+        load_bundle(str(tmp_path / "bundle"))
+    later = b'{"version": 99}'
+    path.write_bytes(later)
+    files = yaml.safe_load((tmp_path / "bundle/bundle.yaml").read_text())["files"]
+    edit(tmp_path / "bundle", files={**files, "fingerprint.json": hashlib.sha256(later).hexdigest()})
+    with pytest.raises(BundleError, match="version that wrote"):
+        load_bundle(str(tmp_path / "bundle"))
+    path.unlink()
+    with pytest.raises(BundleError, match=r"lacks fingerprint\.json"):
+        load_bundle(str(tmp_path / "bundle"))
 
 
 def test_bundle_yaml_is_written_last(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

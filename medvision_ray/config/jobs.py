@@ -11,6 +11,7 @@ from medvision_ray.config.operations import LoggingConfig, OnFinishConfig
 from medvision_ray.config.sections import (
     ArchiveConfig,
     DecodeConfig,
+    DriftConfig,
     Fraction,
     LabelsConfig,
     Positive,
@@ -271,6 +272,8 @@ class ScoreJob(Section):
     """Decoder limits."""
     budget: FailureBudget = FailureBudget()
     """Failure budget."""
+    drift: DriftConfig = DriftConfig()
+    """Comparison with the training images."""
     privacy: PrivacyConfig = PrivacyConfig()
     """Pseudonym key."""
     ray: RayConfig = RayConfig()

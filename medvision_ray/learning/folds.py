@@ -20,6 +20,7 @@ from medvision_ray.cluster import cluster_cpus, cluster_gpus, ray_session
 from medvision_ray.config import TrainJob
 from medvision_ray.ensemble import save_ensemble
 from medvision_ray.errors import ConfigError
+from medvision_ray.learning.guards import look_for_leaks
 from medvision_ray.learning.ingest import DecodedImages, check_images, decode_images
 from medvision_ray.learning.labels import LabelTable, load_labels, strata_classes
 from medvision_ray.learning.out_of_fold import fold_rows, join_folds, parquet_bytes, predict_task
@@ -90,7 +91,7 @@ def cross_validate(job: TrainJob, progress: Progress = lambda line: None) -> Tra
         summary = json.loads(storage.read_bytes(storage.join(training_folder(job, name), SUMMARY)))
         return TrainResult(done, [], {**summary, "already_done": True})
     claim_training(job, name, config_hash)
-    table = load_labels(job.labels)
+    table = load_labels(job.labels, job.labels.acquisition_columns)
     with ray_session(job.ray, dashboard=True):
         study = _prepare(job, name, config_hash, table, progress)
         bundles = _train_all(study, progress)
@@ -166,14 +167,13 @@ def _train_fold(study: _Study, number: int, progress: Progress) -> Bundle:
     bundle = finished_bundle(job, name, config_hash)
     if bundle is None:
         claim_training(job, name, config_hash)
+
+        def named(line: str) -> None:
+            progress(line if line.startswith(name) else f"{name}: {line}")
+
+        guards = look_for_leaks(table, study.decoded, job.labels, named)
         bundle = train_decoded(
-            job,
-            name,
-            config_hash,
-            table,
-            study.decoded,
-            use_gpu=study.use_gpu,
-            progress=lambda line: progress(line if line.startswith(name) else f"{name}: {line}"),
+            job, name, config_hash, table, study.decoded, use_gpu=study.use_gpu, guards=guards, progress=named
         ).bundle
     if not storage.exists(study.place(number)):
         storage.write_bytes(study.place(number), _predictions(study, bundle, number))

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from medvision_ray import storage
 from medvision_ray.bundle import Bundle, load_bundle, save_bundle
 from medvision_ray.errors import MedVisionError
+from medvision_ray.fingerprint import Fingerprint
 from medvision_ray.learning.calibrate import ValidationScores
 from medvision_ray.learning.decisions import Decisions, fit_decisions
 from medvision_ray.learning.feed import Examples
 from medvision_ray.learning.history import read_history
 from medvision_ray.learning.loop import TrainPlan, new_state
 from medvision_ray.learning.model import HybridCNN
+from medvision_ray.learning.reference import ImagesSeen, training_fingerprint
 from medvision_ray.learning.validation import THRESHOLD, figures_of, probabilities_of, score_rows
 
 _TOLERANCE = 0.02
@@ -53,6 +55,7 @@ def publish_bundle(
     facts: dict[str, Any],
     train_digest: Sequence[str],
     patients: Sequence[str],
+    images: ImagesSeen | None = None,
 ) -> Bundle:
     """Write the best epoch as a bundle.
 
@@ -65,6 +68,7 @@ def publish_bundle(
         facts: of the training, for the bundle's `trained`.
         train_digest: of each training image.
         patients: of each row of the label table.
+        images: facts of all labelled images, for the bundle's fingerprint; None leaves it out.
 
     Raises:
         MedVisionError: what was written does not score as what was trained.
@@ -82,7 +86,7 @@ def publish_bundle(
         | {"python": platform.python_version()},
     }
 
-    def save(place: str, model: HybridCNN, fitted: Decisions) -> Bundle:
+    def save(place: str, model: HybridCNN, fitted: Decisions, fingerprint: Fingerprint | None = None) -> Bundle:
         return save_bundle(
             place,
             name=name,
@@ -98,14 +102,17 @@ def publish_bundle(
             model=model,
             calibration=fitted.calibration,
             operating_points=fitted.operating_points,
+            fingerprint=fingerprint,
         )
 
     candidate = storage.join(plan.folder, "candidate")
     multi_label = bool(plan.classes) and plan.truth.targets is not None
     save(candidate, state.measured, Decisions(None, (), [THRESHOLD] * len(plan.classes) * multi_label, {}, {}))
-    model = load_bundle(candidate).build_model()
+    written = load_bundle(candidate)
+    model = written.build_model()
     probabilities = _check_again(plan, model, dataset, best.figures)
-    bundle = save(uri, model, fit_decisions(_validation_scores(plan, probabilities, patients), plan.job))
+    fitted = fit_decisions(_validation_scores(plan, probabilities, patients), plan.job)
+    bundle = save(uri, model, fitted, training_fingerprint(written, plan, dataset, images) if images else None)
     storage.delete_tree(candidate)
     return bundle
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from medvision_ray.cluster import cluster_cpus, cluster_gpus, ray_session
 from medvision_ray.config import TrainJob
 from medvision_ray.errors import ConfigError, LabelError, MedVisionError, UsageError
 from medvision_ray.learning.feed import Truth
+from medvision_ray.learning.guards import look_for_leaks
 from medvision_ray.learning.history import describe, following, read_history
 from medvision_ray.learning.ingest import DecodedImages, check_images, decode_images
 from medvision_ray.learning.labels import LabelTable, load_labels
@@ -25,6 +26,7 @@ from medvision_ray.learning.loop import TrainPlan, new_state, train_worker, usab
 from medvision_ray.learning.losses import balanced_class_weights
 from medvision_ray.learning.operating import check_positive_class
 from medvision_ray.learning.publish import Best, publish_bundle
+from medvision_ray.learning.reference import ImagesSeen
 from medvision_ray.privacy import address_pseudonymiser
 
 Progress = Callable[[str], None]
@@ -40,7 +42,7 @@ class TrainResult:
         bundle: the best epoch, written under OUTPUT/bundles/NAME.
         history: one entry an epoch, as in metrics.jsonl.
         summary: `name`, `already_done`, `labels` (counts a split), `heads`, `failures` (images per error code),
-            `epochs`, `best_epoch`, `best_score` and `seconds` of each step.
+            `epochs`, `best_epoch`, `best_score`, `seconds` of each step, and `leakage` and `shortcuts` (`guards`).
     """
 
     bundle: Bundle
@@ -68,7 +70,7 @@ def train(job: TrainJob, progress: Progress = lambda line: None) -> TrainResult:
         )
     config_hash = config_hash_of(job)
     name = job.name or f"hybrid-{config_hash[:8]}"
-    table = load_labels(job.labels)
+    table = load_labels(job.labels, job.labels.acquisition_columns)
     done = finished_bundle(job, name, config_hash)
     if done is not None:
         progress(f"{name} is trained already: {done.uri}")
@@ -79,12 +81,13 @@ def train(job: TrainJob, progress: Progress = lambda line: None) -> TrainResult:
         clock = time.perf_counter()
         decoded = decode_images(table, job)
         check_images(table, decoded, job.max_failure_fraction)
+        guards = look_for_leaks(table, decoded, job.labels, lambda line: progress(f"{name}: {line}"))
         seconds = time.perf_counter() - clock
         progress(
             f"{name}: {len(table)} images decoded in {seconds:.1f} s"
             + (f", {sum(decoded.failures.values())} failed" if decoded.failures else "")
         )
-        found = train_decoded(job, name, config_hash, table, decoded, use_gpu=use_gpu, progress=progress)
+        found = train_decoded(job, name, config_hash, table, decoded, use_gpu=use_gpu, guards=guards, progress=progress)
     found.summary["seconds"] = {"decode": seconds, **found.summary["seconds"]}
     return found
 
@@ -97,6 +100,7 @@ def train_decoded(
     decoded: DecodedImages,
     *,
     use_gpu: bool,
+    guards: Mapping[str, Any],
     progress: Progress,
 ) -> TrainResult:
     """Train on images that are in the object store, from the last checkpoint where there is one. Ray must be connected.
@@ -104,6 +108,7 @@ def train_decoded(
     Args:
         name: of the training, which `claim_training` has claimed for `config_hash`.
         table: the labels; its splits say what is trained on and what chooses the epoch.
+        guards: what `look_for_leaks` found, for the bundle's facts.
 
     Raises:
         LabelError: train or val has nothing to learn from or to measure on.
@@ -121,6 +126,7 @@ def train_decoded(
     clock = time.perf_counter()
     labels = table.summary()
     facts = {"labels": labels, "failures": decoded.failures, "config_hash": config_hash, "seed": job.seed}
+    facts.update(guards)
     facts["image_digests"] = "hashed" if names else "plain"
     digests = [image_digest(table.uris[row], names) for row in plan.train]
     bundle = publish_bundle(
@@ -132,6 +138,7 @@ def train_decoded(
         facts=facts,
         train_digest=digests,
         patients=table.patients,
+        images=ImagesSeen(decoded.facts, table.patients),
     )
     seconds["publish"] = time.perf_counter() - clock
     return _result(job, bundle, {"already_done": False, "labels": labels, "seconds": seconds})
@@ -153,6 +160,7 @@ def _result(job: TrainJob, bundle: Bundle, facts: dict[str, Any]) -> TrainResult
         "classification": bundle.architecture.classification,
         "segmentation": bundle.architecture.segmentation,
     }
+    kept.update({key: trained.get(key) for key in ("leakage", "shortcuts")})
     summary = {"name": bundle.name, "heads": heads, **kept, **facts}
     history = read_history(storage.join(training_folder(job, bundle.name), "metrics.jsonl"))
     return TrainResult(bundle, history, summary)
@@ -160,7 +168,9 @@ def _result(job: TrainJob, bundle: Bundle, facts: dict[str, Any]) -> TrainResult
 
 def config_hash_of(job: TrainJob) -> str:
     """sha256 over what decides the weights: the configuration and the label table's content."""
-    content = job.model_dump(mode="json", exclude={"ray", "privacy", "output", "name", "on_finish", "logging"})
+    beside = dict.fromkeys(("ray", "privacy", "output", "name", "on_finish", "logging"), True)
+    looks = {"labels": {"near_duplicates", "acquisition_columns"}}
+    content = job.model_dump(mode="json", exclude={**beside, **looks})
     if not job.folds:
         del content["folds"]  # trainings of versions without it stay the same ones
     table = hashlib.sha256(storage.read_bytes(job.labels.table)).hexdigest()

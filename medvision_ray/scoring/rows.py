@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from medvision_ray import storage, tables
 from medvision_ray.bundle import Bundle
+from medvision_ray.imaging.intensity import input_statistics
 from medvision_ray.scoring.masks import EMPTY, EncodedMask, encode_mask
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ def scored_row(
         "preprocess_id": preprocess_id,
         "scored_at": datetime.now(timezone.utc),
         **_header_columns(ready),
+        **input_statistics(ready.pixels),
     }
     if probabilities is not None:
         row.update(zip(tables.probability_columns(bundle.classes), probabilities.tolist(), strict=True))

@@ -38,6 +38,8 @@ HEADER_COLUMNS = [
     pa.field("may_contain_text", pa.bool_()),
 ]
 """Of the header, what the site's `privacy` lets in; null where it does not, or the header says nothing usable."""
+INPUT_STATISTICS = [pa.field(f"input_{name}", pa.float64()) for name in ("mean", "sd", "p05", "p50", "p95")]
+"""Brightness of the prepared input (`imaging.intensity`), by which drift is told."""
 FRAME = pa.struct(
     [
         pa.field("frame", pa.int32()),
@@ -111,7 +113,9 @@ PARTITIONS = {"predictions": ["model_id", "run_date"], "failures": [], "metrics"
 LATER = {
     "metrics": frozenset({"subgroup_value"}),
     "runs": frozenset(RUNS.names[RUNS.get_field_index("state") :]),
-    "predictions": frozenset(("spacing_source", *(column.name for column in HEADER_COLUMNS))),
+    "predictions": frozenset(
+        ("spacing_source", *(column.name for column in HEADER_COLUMNS), *(column.name for column in INPUT_STATISTICS))
+    ),
 }
 """Columns that the first version did not write: a table may lack them until the next commit adds them."""
 
@@ -175,6 +179,7 @@ def predictions_schema(classes: Sequence[str]) -> pa.Schema:
             pa.field("spacing_source", pa.string()),
             *HEADER_COLUMNS,
             *[pa.field(column, PROBABILITY) for column in calibrated_columns(classes)],
+            *INPUT_STATISTICS,
         ]
     )
 

@@ -23,6 +23,7 @@ HEADLINE = (
 )
 _OF_A_GROUP = ("accuracy", "auroc", "f1", "dice")
 _OF_A_CLASS = ("auroc", "recall", "specificity", "f1")
+_FEWEST_SHOWN = 5  # a card is passed on: a value of a single image could point at a person
 _SHOWN_APART = ("labels", "leakage", "shortcuts")
 
 
@@ -128,8 +129,9 @@ def _data(trained: Mapping[str, Any], n_train_images: int, fingerprint: Fingerpr
 
 
 def _shares(values: Iterable[str], counts: Iterable[int], images: int) -> list[str]:
-    shown = [f"{value} {count / images:.0%}" for value, count in zip(values, counts, strict=True)]
-    unknown = images - sum(counts)
+    kept = [(value, count) for value, count in zip(values, counts, strict=True) if count >= _FEWEST_SHOWN]
+    shown = [f"{value} {count / images:.0%}" for value, count in kept]
+    unknown = images - sum(count for _, count in kept)
     return [", ".join([*shown, *([f"not told or rare {unknown / images:.0%}"] if unknown else [])])]
 
 

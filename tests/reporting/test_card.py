@@ -43,7 +43,7 @@ TRAINED: dict[str, Any] = {
 
 @pytest.fixture
 def written(bundle: Bundle, tmp_path: Path) -> Bundle:
-    sexes = reference_of_categories(["F"] * 30 + ["M"] * 60 + [None] * 10, ["p"] * 100, "train")
+    sexes = reference_of_categories(["F"] * 30 + ["M"] * 60 + ["O"] * 4 + [None] * 6, ["p"] * 100, "train")
     assert sexes is not None
     return save_bundle(
         str(tmp_path / "bundle"),

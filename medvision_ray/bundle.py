@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
 from medvision_ray import storage
+from medvision_ray.bundle_fields import Vote, calibration_of, check_fields, member_files, operating_points_of
 from medvision_ray.bundle_files import BUNDLE_YAML, identity_hash, json_bytes, read_document, read_part
-from medvision_ray.calibration import Calibration, read_calibration
+from medvision_ray.calibration import Calibration
 from medvision_ray.config import ModelConfig, PreprocessConfig, Section, build_job
 from medvision_ray.errors import BundleError, ConfigError
 from medvision_ray.fingerprint import Fingerprint
 from medvision_ray.model_card import model_card
-from medvision_ray.operating_points import OperatingPoint, read_operating_points
+from medvision_ray.operating_points import OperatingPoint
 from medvision_ray.privacy import Pseudonymiser
 
 if TYPE_CHECKING:
@@ -52,9 +52,6 @@ _KEYS = {"schema_version", "name", "model_id", *_IDENTITY, "files", "trained"}
 # Part of the identity where they are there; bundles of earlier versions lack them and keep their model_id.
 _OPTIONAL = ("calibration", "operating_points")
 _ENSEMBLE = ("vote", "members")  # of an ensemble's identity; other bundles have neither
-Vote = Literal["soft", "majority"]
-VOTES: tuple[Vote, ...] = get_args(Vote)
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 SectionT = TypeVar("SectionT", bound=Section)
 
 
@@ -293,7 +290,7 @@ def load_bundle(uri: str) -> Bundle:
                 f"The {BUNDLE_YAML} at {place} {kind} {', '.join(sorted(str(key) for key in keys))}. Take the bundle as it was "
                 "written; options are changed by training again, not by hand."
             )
-    files, inner = document["files"], _member_files(document)
+    files, inner = document["files"], member_files(document)
     if not isinstance(files, dict) or set(files) - {_FINGERPRINT} != {_METRICS, _IMAGES, *inner}:
         raise BundleError(
             f"Expected `files` of the {BUNDLE_YAML} at {place} to name {', '.join([_METRICS, _IMAGES, *inner])}."
@@ -311,19 +308,8 @@ def load_bundle(uri: str) -> Bundle:
     return bundle
 
 
-def _member_files(document: Mapping[str, Any]) -> list[str]:
-    """`members/0/bundle.yaml` and so on; none for a single model."""
-    members = document.get("members", [])
-    return [member_part(index, BUNDLE_YAML) for index in range(len(members) if isinstance(members, list) else 0)]
-
-
-def member_part(index: int, part: str) -> str:
-    """Where a file of an ensemble's member lies in the ensemble."""
-    return f"members/{index}/{part}"
-
-
 def _bundle(place: str, document: dict[str, Any], parts: Mapping[str, bytes], members: tuple[Bundle, ...]) -> Bundle:
-    _check_fields(place, document)
+    check_fields(place, document)
     if "members" in document and [member.content_hash for member in members] != document["members"]:
         raise BundleError(f"Expected the members that the {BUNDLE_YAML} at {place} names, but it holds others.")
     return Bundle(
@@ -341,8 +327,8 @@ def _bundle(place: str, document: dict[str, Any], parts: Mapping[str, bytes], me
         content_hash=identity_hash(
             {key: document[key] for key in (*_IDENTITY, *_OPTIONAL, *_ENSEMBLE) if key in document}
         ),
-        calibration=_calibration(document),
-        operating_points=_operating_points(document) or (),
+        calibration=calibration_of(document),
+        operating_points=operating_points_of(document) or (),
         trained=document["trained"],
         metrics=json.loads(parts[_METRICS]),
         train_digest=tuple(json.loads(parts[_IMAGES])),
@@ -360,51 +346,6 @@ def _fingerprint(place: str, data: bytes | None) -> Fingerprint | None:
             f"Expected the {_FINGERPRINT} at {place} to be of this version of medvision_ray, but it is not. Use the "
             "version that wrote the bundle."
         ) from None
-
-
-def _check_fields(place: str, document: dict[str, Any]) -> None:
-    classes, thresholds, eps = document["classes"], document["thresholds"], document["batch_norm_eps"]
-    needed = len(classes) if document["multi_label"] is True and isinstance(classes, list) else 0
-    rules = {
-        "name: letters, digits, '.', '_', '-', at most 64": isinstance(document["name"], str)
-        and _NAME.fullmatch(document["name"]),
-        "classes: a list of different names": isinstance(classes, list)
-        and all(isinstance(item, str) and item for item in classes)
-        and len(set(classes)) == len(classes),
-        "multi_label: true or false": isinstance(document["multi_label"], bool),
-        f"thresholds: {needed} probabilities (one a class where multi_label, else none)": isinstance(thresholds, list)
-        and len(thresholds) == needed
-        and all(_is_probability(value) for value in thresholds),
-        "mask_threshold: a probability": _is_probability(document["mask_threshold"]),
-        "batch_norm_eps: null or a number between 0 and 1": eps is None or (_is_probability(eps) and eps > 0),
-        "trained: a mapping": isinstance(document["trained"], dict),
-        "calibration: a temperature (single-label), or a sigmoid or null a class (multi_label)": "calibration"
-        not in document
-        or _calibration(document) is not None,
-        "operating_points: different names, each with a threshold or null a class": "operating_points" not in document
-        or _operating_points(document) is not None,
-        f"vote: {' or '.join(VOTES)}": "vote" not in document or document["vote"] in VOTES,
-        "members: at least two": "members" not in document or len(_member_files(document)) > 1,
-    }
-    broken = [rule for rule, holds in rules.items() if not holds]
-    if broken:
-        raise BundleError(f"Expected these fields of the bundle at {place}, but got others: {'; '.join(broken)}.")
-
-
-def _calibration(document: Mapping[str, Any]) -> Calibration | None:
-    return read_calibration(document.get("calibration"), _n_classes(document), document["multi_label"] is True)
-
-
-def _operating_points(document: Mapping[str, Any]) -> tuple[OperatingPoint, ...] | None:
-    return read_operating_points(document.get("operating_points"), _n_classes(document))
-
-
-def _n_classes(document: Mapping[str, Any]) -> int:
-    return len(document["classes"]) if isinstance(document["classes"], list) else 0
-
-
-def _is_probability(value: Any) -> bool:
-    return isinstance(value, float) and 0.0 <= value <= 1.0
 
 
 def _section(place: str, key: str, model: type[SectionT], document: dict[str, Any]) -> SectionT:

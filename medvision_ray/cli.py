@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from medvision_ray import __version__
+from medvision_ray.cli_bundle import add_bundle_verb
+from medvision_ray.cli_output import print_facts
 from medvision_ray.cli_tables import add_tables_verb
 from medvision_ray.ending import DONE, OVER_BUDGET, leave, run_to_the_end
 from medvision_ray.errors import UsageError
@@ -105,27 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_json(demo)
     demo.set_defaults(run=_demo)
     add_tables_verb(verbs, _add_json)
-    bundle = verbs.add_parser("bundle", help="look at a bundle, or make several one").add_subparsers(
-        dest="action", required=True
-    )
-    show = bundle.add_parser("show", help="print what a bundle is")
-    show.add_argument("uri", help="folder or URI of the bundle")
-    _add_json(show)
-    show.set_defaults(run=_bundle_show)
-    ensemble = bundle.add_parser("ensemble", help="make several bundles one, a bundle of its own")
-    ensemble.add_argument("members", nargs="+", metavar="MEMBER", help="folder or URI of a bundle; two or more")
-    ensemble.add_argument("--output", required=True, metavar="URI", help="folder or URI of the ensemble")
-    ensemble.add_argument("--name", required=True, help="name of the ensemble: letters, digits, `.`, `_`, `-`")
-    ensemble.add_argument(
-        "--vote", choices=("soft", "majority"), default="soft", help="mean of probabilities, or votes"
-    )
-    _add_json(ensemble)
-    ensemble.set_defaults(run=_bundle_ensemble)
-    card = bundle.add_parser("card", help="write the model card anew, with evaluations")
-    card.add_argument("uri", help="folder or URI of the bundle; the model and the owner's parts of the card stay")
-    card.add_argument("--evaluations", metavar="OUTPUT", help="the folder or prefix that holds tables/")
-    _add_json(card)
-    card.set_defaults(run=_bundle_card)
+    add_bundle_verb(verbs, _add_json)
     config = verbs.add_parser("config", help="look at a configuration").add_subparsers(dest="action", required=True)
     show = config.add_parser("show", help="print the full effective configuration of a job, documented")
     show.add_argument("job", choices=sorted(jobs))
@@ -226,7 +208,7 @@ def _inventory(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     if job.bundle:
         found = only_new(found, job.output, load_bundle(job.bundle).model_id)
         result.update(already_done=found.already_done, new=found.objects.num_rows)
-    _print(options, result)
+    print_facts(options, result)
     return DONE, result
 
 
@@ -241,7 +223,7 @@ def _train(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
 
         found = train(job, options.log)
     result = {"bundle": found.bundle.uri, "model_id": found.bundle.model_id, **found.summary}
-    _print(options, {"bundle": found.bundle.uri, "model_id": found.bundle.model_id})
+    print_facts(options, {"bundle": found.bundle.uri, "model_id": found.bundle.model_id})
     return DONE, result
 
 
@@ -264,7 +246,7 @@ def _tune(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
             score = "" if row["val_score"] is None else f"{row['val_score']:.4f} at epoch {row['best_epoch']}"
             values = "  ".join(f"{key}={row[key]}" for key in varied)
             sys.stdout.write(f"trial {row['trial']:>3}  {row['state']:<8} {score:<22} {values}\n")
-    _print(options, {"best_config": found.best_uri})
+    print_facts(options, {"best_config": found.best_uri})
     return DONE, {**found.summary, "trials": found.trials}
 
 
@@ -304,7 +286,7 @@ def _compare(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
                 figures = f"{row.value:.4f} against {row.baseline:.4f}, {row.difference:+.4f}{interval}"
                 sys.stdout.write(f"{row.class_name:>6} {row.metric:<30} {figures}\n")
     result = {"comparison": found.uri, "left_out": found.left_out}
-    _print(options, result)
+    print_facts(options, result)
     return OVER_BUDGET if found.over_budget else DONE, {**found.facts(), **result}
 
 
@@ -318,10 +300,10 @@ def _score(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     if options.dry_run:
         options.begun = None  # a preview is no run that anybody waits for
         counts = preview(job)
-        _print(options, counts)
+        print_facts(options, counts)
         return DONE, counts
     summary = score(job, options.log)
-    _print(options, {"run": summary.sentence()})
+    print_facts(options, {"run": summary.sentence()})
     if summary.over_budget:
         over = ", ".join(summary.over_budget)
         options.log.warning(f"done, but over budget (`budget`, `drift.max_psi`): {over}.", event="over_budget")
@@ -333,7 +315,7 @@ def _report(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     from medvision_ray.reporting.collect import build_report
 
     result = {"report": build_report(job)}
-    _print(options, result)
+    print_facts(options, result)
     return DONE, result
 
 
@@ -341,50 +323,6 @@ def _demo(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     from medvision_ray.demo.run import run_demo
 
     return DONE, run_demo(options.folder, options.log)
-
-
-def _bundle_show(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
-    from medvision_ray.bundle import load_bundle
-
-    bundle = load_bundle(options.uri)
-    result = {
-        "model_id": bundle.model_id,
-        "architecture": bundle.architecture.model_dump(mode="json"),
-        "preprocess": bundle.preprocess.model_dump(mode="json"),
-        "classes": list(bundle.classes),
-        "multi_label": bundle.multi_label,
-        "thresholds": dict(zip(bundle.classes, bundle.thresholds, strict=False)),
-        "calibration": bundle.calibration.document() if bundle.calibration else None,
-        "operating_points": {point.name: point.by_class(bundle.classes) for point in bundle.operating_points},
-        "weights_sha256": bundle.weights_sha256,
-        "trained": bundle.trained,
-        "metrics": bundle.metrics,
-        "train_images": len(bundle.train_digest),
-        **({"vote": bundle.vote, "members": [item.model_id for item in bundle.members]} if bundle.vote else {}),
-    }
-    _print(options, result)
-    return DONE, result
-
-
-def _bundle_ensemble(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
-    from medvision_ray.bundle import load_bundle
-    from medvision_ray.ensemble import save_ensemble
-
-    members = [load_bundle(uri) for uri in options.members]
-    bundle = save_ensemble(options.output, options.name, options.vote, members)
-    names = [member.model_id for member in bundle.members]
-    result = {"bundle": bundle.uri, "model_id": bundle.model_id, "vote": bundle.vote, "members": names}
-    _print(options, result)
-    return DONE, result
-
-
-def _bundle_card(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
-    from medvision_ray.reporting.card import refresh_card
-
-    place, count = refresh_card(options.uri, options.evaluations)
-    result = {"card": place, "evaluations": count}
-    _print(options, result)
-    return DONE, result
 
 
 def _config_show(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
@@ -396,15 +334,6 @@ def _config_show(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     if not options.json:
         sys.stdout.write(show_job(model, job))
     return DONE, job.model_dump(mode="json") if job else {}
-
-
-def _print(options: argparse.Namespace, facts: dict[str, Any]) -> None:
-    """Facts as lines, unless JSON is wanted."""
-    if options.json:
-        return
-    for key, value in facts.items():
-        text = json.dumps(finite(value), indent=2, default=str) if isinstance(value, dict | list) else value
-        sys.stdout.write(f"{key}: {text}\n")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from medvision_ray import storage
-from medvision_ray.bundle import Bundle, Vote, load_bundle, member_part, write_bundle
+from medvision_ray.bundle import Bundle, load_bundle, write_bundle
+from medvision_ray.bundle_fields import Vote, member_part
 from medvision_ray.bundle_files import BUNDLE_YAML, read_document, read_part
 from medvision_ray.errors import BundleError
 

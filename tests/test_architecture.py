@@ -28,6 +28,7 @@ FLOORS = (
         "calibration",
         "operating_points",
         "bundle",
+        "bundle_fields",
         "bundle_files",
         "ensemble",
         "fingerprint",
@@ -56,7 +57,7 @@ FLOORS = (
         "evaluation",
     ),
     ("serving", "reporting", "demo"),
-    ("cli", "cli_tables", "__main__", "jobs"),
+    ("cli", "cli_bundle", "cli_output", "cli_tables", "__main__", "jobs"),
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

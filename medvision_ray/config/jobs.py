@@ -337,20 +337,40 @@ class ExplainJob(Section):
 
 
 class ReportJob(Section):
-    """One self-contained HTML file about a training, its evaluation and the runs of a model."""
+    """One self-contained HTML file about a training, an evaluation, a comparison of two models, or a night."""
 
     output: str
     """The folder or prefix that holds tables/ and training/."""
     bundle: str
     """The model to report on."""
+    kind: Literal["training", "evaluation", "comparison", "night"] | None = None
+    """Null takes a comparison with `baseline`, a night with `run_key`, else the first there is: evaluation, training, night."""
+    baseline: str | None = None
+    """Comparison: the bundle that `medvision compare` compared with."""
+    run_key: str | None = None
+    """Night: the scoring run; null takes the one that finished last."""
     file: str | None = None
-    """Where to write; null is OUTPUT/reports/MODEL.html."""
+    """Where to write; null is OUTPUT/reports/MODEL-KIND.html."""
     examples: Annotated[int, Field(ge=0, le=64)] = 12
-    """Overlays to show."""
+    """Overlays to show of an evaluation, and as many of its worst cases."""
+    explanations: Annotated[int, Field(ge=0, le=64)] = 6
+    """Grad-CAM pictures to show of an evaluation."""
+    max_megabytes: Annotated[float, Field(gt=0)] = 8.0
+    """Pictures that would make the page larger are left out and counted."""
     title: str = "medvision_ray report"
     """Title of the page."""
     logging: LoggingConfig = LoggingConfig()
     """What standard error carries."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ReportJob:
+        if self.baseline is not None and self.kind not in (None, "comparison"):
+            raise ValueError("`baseline` is for `kind: comparison`")
+        if self.kind == "comparison" and self.baseline is None:
+            raise ValueError("`kind: comparison` needs `baseline`, the bundle that is compared with")
+        if self.run_key is not None and (self.kind not in (None, "night") or self.baseline is not None):
+            raise ValueError("`run_key` is for `kind: night`")
+        return self
 
 
 JOBS: dict[str, type[Section]] = {

@@ -197,7 +197,7 @@ def _facts(
         facts |= {
             "probabilities": dict(zip(bundle.classes, probabilities.tolist(), strict=True)),
             "class": bundle.classes[scored.class_index],
-            "method": "grad_cam",
+            "method": "hires_cam",
             "map": f"{stem}-map.png",
             "strongest_row_column": None if strongest is None else [int(place) for place in strongest],
         }

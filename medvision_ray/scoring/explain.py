@@ -1,9 +1,11 @@
 """Why a model said so: Grad-CAM for a class, and the outlines of a mask.
 
-Grad-CAM (Selvaraju et al. 2017, equations 1 and 2) weighs each channel of the encoder's deepest feature map by the mean
-gradient of the class's logit and keeps what speaks for the class. The map is as coarse as that feature map (a
-thirty-second of the input's side with five stages), so it shows a region and no outline. It tells what the model used,
-not whether that is right.
+Grad-CAM (Selvaraju et al. 2017, equations 1 and 2) weighs the channels of the encoder's deepest feature map by the
+gradient of the class's logit and keeps what speaks for the class. The gradient is taken at each place, as in HiResCAM
+(Draelos and Carin 2020), not its mean: of a head that averages over the image both are the same, but a mask-guided head
+looks where the mask is, and the mean forgets that (docs/metrics.md has figures). The map is as coarse as the feature
+map (a thirty-second of the input's side with five stages), so it shows a region and no outline. It tells what the model
+used, not whether that is right.
 """
 
 from __future__ import annotations
@@ -120,7 +122,7 @@ def _chosen(model: nn.Module, inputs: Tensor, classes: NDArray[np.integer] | Non
 
 
 def _evidence(network: HybridCNN, inputs: Tensor, classes: Tensor) -> Tensor:
-    """Each place's weighted sum over channels, `(N, h, w)`, not yet cut at 0; the mean over mirrored views."""
+    """What each place adds to the logit through the deepest features, `(N, h, w)`; the mean over mirrored views."""
     axes = network.flip_axes
     views = torch.cat([inputs, *[inputs.flip(axis) for axis in axes]])
     with torch.no_grad():
@@ -132,8 +134,7 @@ def _evidence(network: HybridCNN, inputs: Tensor, classes: Tensor) -> Tensor:
         raise MedVisionError(f"Expected the index of one of {known} classes to explain, but got another.")
     score = logits.gather(1, classes.repeat(1 + len(axes)).unsqueeze(1)).sum()
     (gradient,) = torch.autograd.grad(score, deepest)
-    weights = gradient.mean(dim=(2, 3), keepdim=True)
-    plain, *mirrored = (weights * deepest.detach()).sum(dim=1).chunk(1 + len(axes))
+    plain, *mirrored = (gradient * deepest.detach()).sum(dim=1).chunk(1 + len(axes))
     back = [view.flip(axis) for view, axis in zip(mirrored, axes, strict=True)]
     return torch.stack([plain, *back]).mean(dim=0)
 

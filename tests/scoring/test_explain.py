@@ -1,4 +1,4 @@
-"""Grad-CAM against the paper's equations worked out otherwise, and against maps that cannot be right."""
+"""Grad-CAM against the same worked out otherwise, and against maps that cannot be right."""
 
 from __future__ import annotations
 
@@ -48,35 +48,38 @@ def frames(count: int = 3, seed: int = 1) -> np.ndarray:
 
 
 def by_finite_differences(model: HybridCNN, picture: np.ndarray, index: int) -> np.ndarray:
-    """Equations 1 and 2 without autograd: a channel's weight is the logit's rise when all of it rises, in float64.
+    """The map without autograd, in float64: how far the logit falls when the features of a place go.
 
-    The mask that guides the pooling stays as it is: it is an input of the head, not a part of what it explains.
+    The heads are linear in the features, so that is what a place adds. The mask that guides the pooling stays as it is:
+    it is an input of the head, not a part of what it explains.
     """
-    model, step = model.double(), 1e-3
+    model = model.double()
     head = model.classification_head
     assert head is not None
     with torch.no_grad():
         features = model.encode(torch.from_numpy(picture[None]))
         mask_logits = model.score_features(features).mask_logits
-        _, channels, rows, columns = features[-1].shape
-        each = [part.expand(channels, -1, -1, -1) for part in features]
-        shift = step * torch.eye(channels, dtype=torch.float64).view(channels, channels, 1, 1)
+        rows, columns = features[-1].shape[2:]
 
-        def logits(deepest: Tensor) -> Tensor:
+        def logit(deepest: Tensor) -> Tensor:
             if isinstance(head, MaskGuidedHead):
-                assert mask_logits is not None
-                return head([*each[:-1], deepest], mask_logits.expand(channels, -1, -1))[:, index]
-            found: Tensor = head(deepest)[:, index]
+                found: Tensor = head([*features[:-1], deepest], mask_logits)[0, index]
+            else:
+                found = head(deepest)[0, index]
             return found
 
-        weights = (logits(each[-1] + shift) - logits(each[-1] - shift)) / (2 * step * rows * columns)
-        coarse = (weights.view(-1, 1, 1) * features[-1][0]).sum(dim=0).clamp(min=0)
+        coarse = torch.zeros(rows, columns, dtype=torch.float64)
+        for row, column in np.ndindex(rows, columns):
+            without = features[-1].clone()
+            without[:, :, row, column] = 0
+            coarse[row, column] = logit(features[-1]) - logit(without)
+        coarse = coarse.clamp(min=0)
         grown = F.interpolate(coarse[None, None], size=(SIDE, SIDE), mode="bilinear", align_corners=False)[0, 0].numpy()
     return grown / grown.max() if grown.max() > 0 else grown
 
 
 @pytest.mark.parametrize("options", [{}, {"pooling": "mask_guided"}, {"segmentation": False}])
-def test_the_map_is_that_of_the_papers_equations(options: dict[str, object]) -> None:
+def test_the_map_is_what_each_place_adds_to_the_logit(options: dict[str, object]) -> None:
     pictures = frames(2)
     model, exact = network(**options), network(**options)
     found = 0
@@ -90,7 +93,7 @@ def test_the_map_is_that_of_the_papers_equations(options: dict[str, object]) -> 
     assert found >= 2
 
 
-def test_of_a_plain_head_it_is_the_class_activation_map() -> None:
+def test_of_a_plain_head_it_is_grad_cam_and_the_class_activation_map() -> None:
     """After an average pooling and a linear layer Grad-CAM is CAM (Selvaraju 2017, section 3.1)."""
     model, pictures = network(segmentation=False), frames()
     with torch.no_grad():

@@ -232,7 +232,9 @@ def reliability(scored: Scored) -> bytes:
             color, marker = PALETTE[index], MARKERS[index]
             axes.vlines(middles, low, high, color=color, linewidth=1, alpha=0.7)
             label = f" {name}: ECE {error:.3f}"
-            axes.scatter(middles, shares, s=sizes, color=color, marker=marker, zorder=3, label=label, alpha=0.85)
+            axes.scatter(
+                middles, shares, s=sizes, color=color, marker=marker, zorder=3, label=label, alpha=0.85, clip_on=False
+            )
             below.hist(confidence, bins=list(edges), histtype="step", linewidth=1.4, **line(index))
         axes.set(title="Reliability", ylabel="share that was right", xlim=(-0.01, 1.01), ylim=(-0.03, 1.03))
         for handle in axes.legend(loc="upper left").legend_handles:

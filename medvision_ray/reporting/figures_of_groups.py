@@ -54,7 +54,7 @@ def dice_by_size(dice: NDArray[np.floating], share: NDArray[np.floating] | None)
         for place, (_, values) in enumerate(groups):
             drawn = values if len(values) <= _MOST_DOTS else rng.choice(values, _MOST_DOTS, replace=False)
             spread = rng.uniform(-0.2, 0.2, len(drawn))
-            axes.plot(place + spread, drawn, "o", color=PALETTE[0], alpha=0.35, markersize=3, markeredgewidth=0)
+            axes.plot(place + spread, drawn, "o", color=PALETTE[0], alpha=0.5, markersize=3, markeredgewidth=0)
             if len(values):
                 low, middle, high = np.percentile(values, (25, 50, 75))
                 axes.add_patch(_box(place, low, high))
@@ -110,7 +110,7 @@ def intervals(
         axes.set(title=title, xlabel=xlabel)
         if limits:
             left, right = axes.get_xlim()
-            axes.set_xlim(max(left, -0.02), min(right, 1.02))
+            axes.set_xlim(max(left, -0.02), min(right, 1.005))
         return to_svg(figure)
 
 

@@ -163,7 +163,7 @@ def _tile(row: pd.Series) -> Tile:
         name=NAMES.get(row["metric"], row["metric"]) + over,
         value=_value(row),
         interval=_interval(row),
-        basis=f"{number(row['n_images'], 0)} images of {number(row['n_patients'], 0)} patients",
+        basis=f"{'' if _interval(row) else 'no interval, '}{number(row['n_images'], 0)} images of {number(row['n_patients'], 0)} patients",
     )
 
 

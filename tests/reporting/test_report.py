@@ -358,7 +358,7 @@ def test_headline_is_of_the_whole_test_split() -> None:
     assert [tile.value for tile in tiles] == ["0.700", "0.800", "0.810", "0.900"]
     assert tiles[0].interval == "0.610 to 0.780"
     assert tiles[1].interval == ""
-    assert tiles[3].basis == "40 images of 10 patients"
+    assert tiles[3].basis == "no interval, 40 images of 10 patients"
 
 
 def test_metric_tables_keep_groups_apart_and_leave_confusion_out(content: Evaluated) -> None:

@@ -19,9 +19,13 @@ test: $(STAMP)
 test-dcmtk: $(STAMP)
 	$(BIN)/pytest tests/imaging/test_dcmtk.py -m "" -rPs
 
-# Whole runs while processes are killed and the object store misbehaves.
+# Whole runs while processes are killed and the object store misbehaves. Two clusters share the rounds of kills.
+KILLS := $(VENV)/kills.jsonl
 test-faults: $(STAMP)
-	$(BIN)/pytest tests/faults -m "" --durations=15
+	rm -f $(KILLS)
+	MEDVISION_KILL_RESULTS=$(KILLS) $(BIN)/pytest tests/faults/kills -m "" -n 2
+	$(BIN)/python tests/faults/kills/summary.py $(KILLS) --record benchmarks/results/kills.json
+	$(BIN)/pytest tests/faults/test_s3_faults.py -m "" --durations=15
 	$(BIN)/pytest tests/integration -m slow
 
 # 20,000 damaged files through the real row function; goes on where it was stopped. ARGS are the script's options.

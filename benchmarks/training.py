@@ -1,6 +1,6 @@
 """The training table: recipes times seeds through the train and evaluate jobs, several at once, resumable.
 
-Brain MRI: the hybrid (with and without mask-guided pooling) against each of its tasks alone, at the same budget. Chest
+Brain MRI: the hybrid against each of its tasks alone, at the same budget. Chest
 X-rays: ImageNet weights against a random start. Rows of a label table whose image is not an image file are left out and
 counted; chest X-rays get a val split by patient out of train. Validation alone chooses epochs and compares recipes; the
 test split is scored once for each finished seed. Trainings share the machine as lanes: processes with a Ray of their own
@@ -8,7 +8,7 @@ that take the next run of the list, the most valuable first. Killed or out of ti
 finished; the same command goes on.
 
     python benchmarks/training.py --output FOLDER [--jobs 4] [--time-limit SECONDS] [--recipes NAME ...] [--seeds 0 1 2]
-                                  [--results FILE] [--quick]
+                                  [--results FILE] [--validation-only] [--quick]
 """
 
 from __future__ import annotations
@@ -26,53 +26,10 @@ from pathlib import Path
 from typing import Any
 
 from facts import RESULTS, machine, print_table
+from training_recipes import KNOWN, QUICK, RECIPES
 from training_tables import brain_labels, chest_labels, summary
 
 ROOT = Path(__file__).resolve().parents[1]
-BRAIN_AUGMENT = {
-    "rotate_degrees": 20.0,
-    "translate": 0.08,
-    "scale": [0.85, 1.2],
-    "brightness": 0.2,
-    "contrast": 0.2,
-    "gamma": 0.2,
-    "noise": 0.02,
-    "elastic_pixels": 6.0,
-}
-CHEST_AUGMENT = {**BRAIN_AUGMENT, "rotate_degrees": 15.0, "brightness": 0.3, "contrast": 0.3, "gamma": 0.3}
-BRAIN: dict[str, Any] = {
-    "preprocess": {"size": [256, 256]},
-    "augment": BRAIN_AUGMENT,
-    "loss": {"label_smoothing": 0.05},
-    "epochs": 40,
-    "freeze_epochs": 1,
-    "warmup_epochs": 2.0,
-    "batch_size": 32,
-    "learning_rate": 0.001,
-    "layer_decay": 0.9,
-}
-CHEST: dict[str, Any] = {
-    "preprocess": {"size": [224, 224]},
-    "augment": CHEST_AUGMENT,
-    "loss": {"label_smoothing": 0.1},
-    "epochs": 15,
-    "batch_size": 64,
-    "learning_rate": 0.001,
-    "layer_decay": 0.9,
-}
-MODEL: dict[str, Any] = {"encoder": "mobilenet_v2", "weights": "imagenet file", "test_time_flips": ["horizontal"]}
-RECIPES: dict[str, dict[str, Any]] = {
-    "brain_hybrid": {**BRAIN, "model": {**MODEL, "pooling": "mask_guided"}},
-    "brain_hybrid_average": {**BRAIN, "model": MODEL},
-    "brain_classification": {**BRAIN, "model": {**MODEL, "segmentation": False}},
-    "brain_segmentation": {**BRAIN, "model": {**MODEL, "classification": False}},
-    "chest_transfer": {**CHEST, "model": {**MODEL, "segmentation": False}},
-    "chest_random": {**CHEST, "model": {**MODEL, "segmentation": False, "weights": None}},
-}
-ABLATIONS = ("brain_hybrid_average",)
-"""Recipes whose further seeds come last."""
-QUICK = {"preprocess": {"size": [64, 64]}, "epochs": 2, "batch_size": 16, "warmup_epochs": 1.0}
-"""What `--quick` changes, to try the script on a CPU."""
 TABLES = {"brain": ("brain_mri", brain_labels), "chest": ("chest_xray", chest_labels)}
 STORE_BYTES = 2 << 30
 PACKAGES = ("torch", "torchvision", "ray", "segmentation-models-pytorch", "timm")
@@ -87,6 +44,7 @@ class Campaign:
         data: the folder of the data sets.
         deadline: Unix time after which nothing is begun that would not end before it.
         cpus: of each lane.
+        test: score the test split of what is trained; else its val split alone is looked at.
     """
 
     output: Path
@@ -96,14 +54,13 @@ class Campaign:
     deadline: float
     cpus: int
     quick: bool
+    test: bool
 
     def tasks(self) -> list[tuple[str, str, int]]:
         """Kind, recipe and seed, the most valuable first: all recipes once, then the further seeds, val splits last."""
-        places = [(place, recipe, seed) for place, seed in enumerate(self.seeds) for recipe in self.recipes]
-        last = len(self.seeds)
-        ordered = sorted(places, key=lambda run: last if run[0] and run[1] in ABLATIONS else run[0])
-        runs = [(recipe, seed) for _, recipe, seed in ordered]
-        return [(kind, recipe, seed) for kind in ("train", "val") for recipe, seed in runs]
+        runs = [(recipe, seed) for seed in self.seeds for recipe in self.recipes]
+        kinds = ("train", "val") if self.test else ("train",)
+        return [(kind, recipe, seed) for kind in kinds for recipe, seed in runs]
 
 
 def say(text: str, **_facts: Any) -> None:
@@ -120,7 +77,7 @@ def data_of(recipe: str) -> str:
 def settings_of(plan: Campaign, recipe: str, seed: int) -> dict[str, Any]:
     """The train job of one run."""
     source = TABLES[data_of(recipe)][0]
-    settings = {**RECIPES[recipe], **(QUICK if plan.quick else {})}
+    settings = {**KNOWN[recipe], **(QUICK if plan.quick else {})}
     model = dict(settings["model"])
     if model["weights"] is not None:
         model["weights"] = str(plan.data / "weights" / "mobilenet_v2_imagenet.safetensors")
@@ -200,7 +157,7 @@ def train_and_test(plan: Campaign, recipe: str, seed: int) -> None:
     settings = settings_of(plan, recipe, seed)
     trained = train(build_job(TrainJob, settings, "the benchmark"), say)
     fitted = time.perf_counter()
-    metrics = _evaluate(plan, recipe, seed, "test")
+    metrics = _evaluate(plan, recipe, seed, "test") if plan.test else []
     ended = time.perf_counter()
     best = max(trained.history, key=lambda epoch: epoch["val_score"])
     rates = sorted(epoch["images_per_second"] for epoch in trained.history[1:] or trained.history)
@@ -269,7 +226,7 @@ def write_results(plan: Campaign, place: Path, facts: dict[str, Any]) -> None:
         if kind == "train" and (recipe, seed) not in finished and history.exists():
             lines = [json.loads(line) for line in history.read_text().splitlines()]
             unfinished.append({"recipe": recipe, "seed": seed, "history": lines})
-    recipes = {name: {**RECIPES[name], **(QUICK if plan.quick else {})} for name in plan.recipes}
+    recipes = {name: {**KNOWN[name], **(QUICK if plan.quick else {})} for name in plan.recipes}
     protocol = (
         "Epochs and recipes are chosen on validation alone; the test split is scored once for each finished seed."
     )
@@ -313,9 +270,12 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--cpus", type=int, default=None, help="CPUs of each lane; all shared out where not given")
     parser.add_argument("--time-limit", type=float, default=86400.0)
-    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
+    parser.add_argument("--recipes", nargs="+", choices=KNOWN, default=list(RECIPES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--results", type=Path, default=RESULTS / "training.json")
+    parser.add_argument(
+        "--validation-only", action="store_true", help="to choose between recipes: no test split is read"
+    )
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--lane", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--deadline", type=float, help=argparse.SUPPRESS)
@@ -328,6 +288,7 @@ def main() -> None:
         deadline=options.deadline or time.time() + options.time_limit,
         cpus=options.cpus or max(2, (os.cpu_count() or 2) // options.jobs),
         quick=options.quick,
+        test=not options.validation_only,
     )
     if options.lane is not None:
         lane(plan, options.lane)

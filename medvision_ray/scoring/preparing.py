@@ -28,8 +28,8 @@ from medvision_ray.scoring.settings import WorkerSettings
 
 _Content = bytes | list[bytes]  # of an object, or of the members of a series
 _READ_AHEAD_BYTES = 256 << 20
-_UNREAD_IN_A_ROW = 20
-"""After so many objects in a row that could not be read, the archive itself is asked whether it is there."""
+_MOST_HELD = 20
+"""So many objects that could not be read are held back at most before the archive is asked whether it is there."""
 _MEMORY_SHARE = 0.5  # of the node's memory that one object may take, whatever the configuration says
 
 
@@ -54,7 +54,6 @@ class Preparer:
         self._pool = ThreadPoolExecutor(settings.scoring.read_threads, thread_name_prefix="read")
         self._watchdog = Watchdog(decode.max_seconds, decode.max_memory_bytes)
         self._reads: _ReadAhead | None = None
-        self._unread = 0
 
     def read_ahead(self, entries: list[dict[str, Any]]) -> None:
         """Begin to read the block that `prepare` gets next, while the caller still leaves its marker."""
@@ -78,20 +77,19 @@ class Preparer:
             return
         apart = earlier or self._settings.decode.isolation == "process"
         each = self._each_alone(entries) if apart else self._each(entries)
+        held: list[tuple[dict[str, Any], Outcome]] = []
         for entry, (result, effort) in zip(entries, each, strict=False):
-            self._count_unread(entry, result)
-            yield Outcome(self._as_told(entry), result, effort, attempts)
+            outcome = Outcome(self._as_told(entry), result, effort, attempts)
+            if isinstance(result, Failure) and result.error_code == ErrorCode.READ_ERROR.value:
+                held.append((entry, outcome))
+                if len(held) == _MOST_HELD:
+                    yield from _confirmed(held)
+            else:
+                yield from _confirmed(held)
+                yield outcome
             if self._settings.past_deadline:
-                return
-
-    def _count_unread(self, entry: dict[str, Any], result: PreparedObject | Failure) -> None:
-        """Tell a store that is down, which must not cost a night its objects, from objects that cannot be read."""
-        unread = isinstance(result, Failure) and result.error_code == ErrorCode.READ_ERROR.value
-        self._unread = self._unread + 1 if unread else 0
-        if self._unread == _UNREAD_IN_A_ROW:
-            self._unread = 0
-            members = entry.get("members")
-            storage.exists(members[0]["uri"] if members else entry["uri"])  # raises where the store stays away
+                break
+        yield from _confirmed(held)
 
     def _as_told(self, entry: dict[str, Any]) -> dict[str, Any]:
         """An inventory row with its address as the tables have it; nothing after reading needs the other one."""
@@ -119,6 +117,21 @@ class Preparer:
                 )
         finally:
             child.close()
+
+
+def _confirmed(held: list[tuple[dict[str, Any], Outcome]]) -> Iterator[Outcome]:
+    """Give out what could not be read once the archive answers: an outage must not make failure rows of a night.
+
+    Raises:
+        StorageError: it does not answer.
+    """
+    if held:
+        entry = held[-1][0]
+        members = entry.get("members")
+        storage.exists(members[0]["uri"] if members else entry["uri"])
+    for _, outcome in held:
+        yield outcome
+    held.clear()
 
 
 class _ReadAhead:

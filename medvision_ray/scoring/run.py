@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
@@ -115,7 +116,7 @@ def execute(run: RunPlan, inventory_of: Callable[[Bundle], Inventory], say: Repo
     bundle = load_bundle(run.job.bundle)
     pseudonymiser = load_pseudonymiser(run.job.privacy)
     base = _base_key(run, bundle)
-    with lease(run.job.output, base, f"scoring {run.archive} with {bundle.model_id}") as held:
+    with _saying_how_to_go_on(), lease(run.job.output, base, f"scoring {run.archive} with {bundle.model_id}") as held:
         run_key = run.run_key or _next_run_key(run, base)
         folder = storage.join(run.job.output, "runs", run_key)
         finished = published_run(run.job.output, run_key)
@@ -146,6 +147,16 @@ def execute(run: RunPlan, inventory_of: Callable[[Bundle], Inventory], say: Repo
     for line in (summary.sentence(), *summary.details()):
         say(line)
     return replace(summary, over_budget=over_budget(run.job.budget, summary))
+
+
+@contextmanager
+def _saying_how_to_go_on() -> Iterator[None]:
+    try:
+        yield
+    except StorageError as error:
+        if not error.transient:
+            raise
+        raise StorageError(f"{error} What is scored is kept; the same command finishes the run.") from None
 
 
 def _publish(

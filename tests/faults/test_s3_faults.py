@@ -26,7 +26,7 @@ from medvision_ray.demo.archive import PhantomArchive
 from medvision_ray.scoring.run import score
 from medvision_ray.scoring.summary import RunSummary
 
-pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.integration, pytest.mark.timeout(600)]
 
 OBJECTS = 20
 
@@ -174,6 +174,34 @@ def test_credentials_that_expire_stop_the_run_and_the_same_command_goes_on(
     assert "redentials" in stopped.stderr
     assert "Traceback" not in stopped.stderr
     assert proxy.struck["expired_token"] > 0
+    proxy.play()
+    assert _ids(place, "predictions") + _ids(place, "failures") == Counter()
+    finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    assert finished.returncode == 0, finished.stderr
+    assert _ids(place, "predictions") == Counter(listed.values())
+    assert _failures(place) == {}
+
+
+@pytest.mark.parametrize("keys", ["/archive/", ""], ids=["the archive's store", "the only store"])
+def test_a_store_that_goes_away_stops_the_run_and_the_same_command_goes_on(
+    keys: str, proxy: S3Proxy, place: str, bundle: Bundle
+) -> None:
+    for key in [*_listed(place)]:
+        data = storage.read_bytes(f"s3://{key}")
+        for copy in range(3):
+            storage.write_bytes(f"s3://{key}".replace("/archive/", f"/archive/copy-{copy}/"), data)
+    listed = _listed(place)
+    assert len(listed) == 4 * OBJECTS
+    command = [sys.executable, "-m", "medvision_ray.cli", "score", "--set", "ray.num_cpus=2"]
+    for name, value in {**_settings(place, bundle), "scoring.block_rows": 40, "scoring.actors": 1}.items():
+        command += ["--set", f"{name}={value}"]
+    # Some 20 requests before the first object is read go to the output alone.
+    proxy.play(Fault("reset", keys=keys, after=30 if keys else 50))
+    stopped = subprocess.run(command, capture_output=True, text=True, check=False, timeout=380)
+    assert stopped.returncode == 1, stopped.stderr
+    assert "the same command" in stopped.stderr.lower()
+    assert "Traceback" not in stopped.stderr
+    assert proxy.struck["reset"] > 0
     proxy.play()
     assert _ids(place, "predictions") + _ids(place, "failures") == Counter()
     finished = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)

@@ -224,11 +224,12 @@ def test_refused_credentials_stop_the_worker_instead_of_failing_every_object(
         worker(_block(phantom))
 
 
-@pytest.mark.parametrize("store_is_there", [True, False])
+@pytest.mark.parametrize("case", [(True, 2), (True, 30), (False, 2), (False, 30)])
 def test_store_that_is_down_costs_no_object(
-    bundle: Bundle, phantom: PhantomArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store_is_there: bool
+    bundle: Bundle, phantom: PhantomArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: tuple[bool, int]
 ) -> None:
-    block = pa.concat_tables([_block(phantom)] * 2).slice(0, 30)
+    store_is_there, objects = case
+    block = pa.concat_tables([_block(phantom)] * 2).slice(0, objects)
     worker = ScoringWorker(_settings(bundle, tmp_path))
 
     def fail(*_: object, **__: object) -> bytes:
@@ -240,7 +241,7 @@ def test_store_that_is_down_costs_no_object(
             patch.setattr("medvision_ray.scoring.preparing.storage.exists", fail)
         patch.setattr("medvision_ray.scoring.attempts._read", lambda _: {})
         if store_is_there:
-            assert worker(block)["rows"].to_pylist() == [30]
+            assert worker(block)["rows"].to_pylist() == [objects]
         else:
             with pytest.raises(StorageError, match="no answer"):
                 worker(block)

@@ -13,6 +13,7 @@ from kills.archive import upload
 from kills.cluster import LocalCluster, kill
 from kills.forge import Driver, Forge
 from kills.store import Store
+from kills.summary import PHASES
 from kills.tables_view import Onlooker, probabilities, problems
 from medvision_ray import storage
 
@@ -52,7 +53,6 @@ _STEPS: dict[str, tuple[tuple[tuple[str, ...], str], ...]] = {
     "raylet": ((("raylet",), _SCORING),),
     "actor, then driver in publish": ((("actor",), _MARKER), (("driver",), _PUBLISH)),
 }
-PHASES = ("leases", "inventory", "inflight", "rows", "predictions", "failures", "tables/runs", "delete")
 
 
 @dataclass(frozen=True)

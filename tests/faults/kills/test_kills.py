@@ -2,7 +2,7 @@
 
 MEDVISION_KILL_ROUNDS says how many rounds; each is a seed of its own and can be run alone by its id.
 MEDVISION_KILL_RESULTS names a JSON-lines file of what came of each round: rounds that are in it already
-without a problem are not run again.
+without a problem are not run again, and `summary.py` sums it up. With `pytest -n 2` two clusters share the rounds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pytest
 
 from kills.cluster import LocalCluster, prepare_environment
 from kills.forge import Forge
-from kills.rounds import PHASES, Plan, Theatre
+from kills.rounds import Plan, Theatre
 from kills.store import Store
 from medvision_ray import storage
 from medvision_ray.bundle import Bundle
@@ -67,14 +67,6 @@ def test_every_object_has_one_row_after(seed: int, theatre: Theatre) -> None:
     with Path(RESULTS).open("a") as stream:
         stream.write(json.dumps(outcome.line()) + "\n")
     assert not outcome.problems, json.dumps(outcome.line(), indent=1)
-
-
-@pytest.mark.skipif(ROUNDS < 100, reason="fewer rounds need not reach everything")
-def test_the_rounds_killed_everything_in_every_phase() -> None:
-    hits = [hit for line in _lines() if line["seed"] < ROUNDS for hit in line["hits"]]
-    assert {name for hit in hits for name in hit["killed"]} == {"driver", "actor", "Ray's own actor", "raylet"}
-    driver_died_in = {hit["phase"] for hit in hits if "driver" in hit["killed"]}
-    assert set(PHASES) - driver_died_in == set()
 
 
 @pytest.mark.timeout(900)

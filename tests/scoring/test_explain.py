@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -25,6 +25,14 @@ from medvision_ray.scoring.folding import fold_batch_norms
 from medvision_ray.scoring.predictor import Predictor
 
 SIDE = 64
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def network(seed: int = 0, **options: object) -> HybridCNN:

@@ -57,7 +57,7 @@ FLOORS = (
         "evaluation",
     ),
     ("serving", "reporting", "demo"),
-    ("cli", "cli_bundle", "cli_output", "cli_tables", "__main__", "jobs"),
+    ("cli", "cli_bundle", "cli_explain", "cli_output", "cli_tables", "__main__", "jobs"),
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

@@ -31,6 +31,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "evaluate": {"output": "/o", "bundle": "/b", "labels": {"table": "/t.csv"}},
     "compare": {"output": "/o", "bundle": "/b", "baseline": "/c", "labels": {"table": "/t.csv"}},
     "score": {"output": "/o", "bundle": "/b", "archive": {"uri": "/a"}},
+    "explain": {"output": "/o", "bundle": "/b", "images": ("/i.dcm",)},
     "report": {"output": "/o", "bundle": "/b"},
     "tune": {"train": {"output": "/o", "labels": {"table": "/t.csv"}}, "search": {"seed": {"choice": (1, 2)}}},
 }

@@ -3,19 +3,18 @@
 from medvision_ray.config.decisions import CalibrationConfig, OperatingPointsConfig
 from medvision_ray.config.jobs import JOBS as _JOBS
 from medvision_ray.config.jobs import (
-    AugmentConfig,
     CompareJob,
     EvaluateJob,
+    ExplainJob,
     FailureBudget,
     InventoryJob,
-    LossConfig,
-    ModelConfig,
     ReportJob,
     ScoreJob,
     ScoringConfig,
     TrainJob,
 )
 from medvision_ray.config.load import build_job, load_job, read_yaml, show_job
+from medvision_ray.config.network import AugmentConfig, LossConfig, ModelConfig
 from medvision_ray.config.operations import LoggingConfig, OnFinishConfig
 from medvision_ray.config.sections import (
     HEADER_FIELDS,
@@ -45,6 +44,7 @@ __all__ = [
     "DecodeConfig",
     "DriftConfig",
     "EvaluateJob",
+    "ExplainJob",
     "FailureBudget",
     "InventoryJob",
     "LabelsConfig",

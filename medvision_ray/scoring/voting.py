@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from medvision_ray.bundle import Bundle, Vote
+from medvision_ray.bundle import Bundle
+from medvision_ray.bundle_fields import Vote
 from medvision_ray.ensemble import TIE_WEIGHT
 from medvision_ray.learning.model import HybridOutput
 from medvision_ray.scoring.folding import InferenceModel, fold_batch_norms

@@ -87,7 +87,7 @@ def scored_of(bundle: Bundle, frame: pd.DataFrame) -> tuple[Scored, NDArray[np.i
     """Labelled predictions out of evaluated images, and the predicted classes of single-label ones."""
     columns = tables.probability_columns(bundle.classes)
     calibrated = ["c_" + name.removeprefix("p_") for name in columns]
-    has_calibrated = all(name in frame for name in calibrated)
+    has_calibrated = all(name in frame for name in calibrated) and bool(frame[calibrated].notna().to_numpy().any())
     points = {
         point.name: np.array([np.nan if one is None else one.threshold for one in point.thresholds])
         for point in getattr(bundle, "operating_points", ())

@@ -90,12 +90,15 @@ def _parser() -> argparse.ArgumentParser:
         "compare": (_compare, "compare two bundles on the same labelled images"),
         "score": (_score, "score what is new in an archive and publish it"),
         "report": (_report, "write one HTML page about a model"),
+        "serve": (_serve, "answer single images over HTTP"),
     }
     for name, (run, text) in jobs.items():
         verb = verbs.add_parser(name, help=text, description=text)
         add_job_options(verb)
         if name == "score":
             _add_score_options(verb)
+        if name == "serve":
+            _add_serve_options(verb)
         verb.set_defaults(run=run)
     demo = verbs.add_parser("demo", help="make a phantom archive and run every job on it")
     demo.add_argument("--folder", default="demo", help="where to work; a folder of an earlier demo is replaced")
@@ -148,6 +151,19 @@ def _add_score_options(parser: argparse.ArgumentParser) -> None:
         help="score again what failed before, all or those of these error codes",
     )
     parser.add_argument("--dry-run", action="store_true", help="count what would be scored; write nothing")
+
+
+def _add_serve_options(parser: argparse.ArgumentParser) -> None:
+    """Enough to serve without a file."""
+    parser.add_argument(
+        "--bundle",
+        action="append",
+        default=[],
+        metavar="URI",
+        help="bundle to serve; repeatable, the first is the default",
+    )
+    for flag, key, text in (("--host", "http.host", "address to listen on"), ("--port", "http.port", "TCP port")):
+        parser.add_argument(flag, dest=key, help=f"{text} (`{key}`)")
 
 
 def _score_overrides(options: argparse.Namespace) -> list[str]:
@@ -287,6 +303,17 @@ def _report(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     result = {"report": build_report(job)}
     _print(options, result)
     return DONE, result
+
+
+def _serve(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    found = [f"{key}={value}" for key in ("http.host", "http.port") if (value := getattr(options, key)) is not None]
+    if options.bundle:
+        found.append(f"bundles={json.dumps(options.bundle)}")
+    options.overrides = [*options.overrides, *found]
+    job = _begin(options, "serve")
+    from medvision_ray.serving.serve import serve
+
+    return DONE, serve(job, options.log)
 
 
 def _demo(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:

@@ -21,6 +21,10 @@ def test_job_files_are_valid(name: str) -> None:
     assert load_job(JOBS[name], str(ROOT / "jobs" / f"{name}.yaml")).output.startswith("s3://")
 
 
+def test_serve_file_is_valid() -> None:
+    assert load_job(JOBS["serve"], str(ROOT / "jobs" / "serve.yaml")).http.on_loopback
+
+
 @pytest.mark.parametrize("name", ["train", "evaluate", "compare", "score"])
 def test_job_scripts_refuse_a_wrong_option_with_code_2(name: str) -> None:
     command = [sys.executable, f"jobs/{name}.py", "--config", f"jobs/{name}.yaml", "--set", "ouput=x"]

@@ -1,4 +1,4 @@
-"""One frozen model per job: `InventoryJob`, `TrainJob`, `EvaluateJob`, `CompareJob`, `ScoreJob`, `ReportJob`."""
+"""One frozen model per job: `InventoryJob`, `TrainJob`, `EvaluateJob`, `CompareJob`, `ScoreJob`, `ReportJob`; and `ServeJob`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from medvision_ray.config.sections import (
     RayConfig,
     Section,
 )
+from medvision_ray.config.serving import ServeJob
 
 Subgroup = Literal["patient_sex", "patient_age_band", "manufacturer", "modality", "mask_size"]
 SUBGROUPS: tuple[Subgroup, ...] = get_args(Subgroup)
@@ -339,4 +340,5 @@ JOBS: dict[str, type[Section]] = {
     "compare": CompareJob,
     "score": ScoreJob,
     "report": ReportJob,
+    "serve": ServeJob,
 }

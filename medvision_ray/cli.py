@@ -246,7 +246,8 @@ def _evaluate(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     found = evaluate(job, options.log)
     if not options.json:
         for row in found.metrics:
-            if row.subgroup == "all" and row.class_name in ("all", "macro") and row.value is not None:
+            shown = row.class_name in ("all", "macro") or "@" in row.metric  # at the operating points a class counts
+            if row.subgroup == "all" and shown and row.value is not None:
                 interval = f"  [{row.ci_low:.4f}, {row.ci_high:.4f}]" if row.ci_low is not None else ""
                 sys.stdout.write(f"{row.class_name:>6} {row.metric:<30} {row.value:.4f}{interval}\n")
     result = {
@@ -332,6 +333,9 @@ def _bundle_show(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         "preprocess": bundle.preprocess.model_dump(mode="json"),
         "classes": list(bundle.classes),
         "multi_label": bundle.multi_label,
+        "thresholds": dict(zip(bundle.classes, bundle.thresholds, strict=False)),
+        "calibration": bundle.calibration.document() if bundle.calibration else None,
+        "operating_points": {point.name: point.by_class(bundle.classes) for point in bundle.operating_points},
         "weights_sha256": bundle.weights_sha256,
         "trained": bundle.trained,
         "metrics": bundle.metrics,

@@ -1,5 +1,6 @@
 """Configuration: one frozen pydantic model per job, YAML in, every option documented."""
 
+from medvision_ray.config.decisions import CalibrationConfig, OperatingPointsConfig
 from medvision_ray.config.jobs import (
     JOBS,
     AugmentConfig,
@@ -33,6 +34,7 @@ __all__ = [
     "JOBS",
     "ArchiveConfig",
     "AugmentConfig",
+    "CalibrationConfig",
     "ClaheConfig",
     "CompareJob",
     "DecodeConfig",
@@ -44,6 +46,7 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "OnFinishConfig",
+    "OperatingPointsConfig",
     "PreprocessConfig",
     "PrivacyConfig",
     "RayConfig",

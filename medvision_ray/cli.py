@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from medvision_ray import __version__
+from medvision_ray.cli_explain import add_explain_options, explain, explain_overrides
 from medvision_ray.cli_tables import add_tables_verb
 from medvision_ray.ending import DONE, OVER_BUDGET, leave, run_to_the_end
 from medvision_ray.errors import UsageError
@@ -89,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
         "evaluate": (_evaluate, "measure a bundle on a labelled split"),
         "compare": (_compare, "compare two bundles on the same labelled images"),
         "score": (_score, "score what is new in an archive and publish it"),
+        "explain": (_explain, "show where in single images a bundle sees what it says"),
         "report": (_report, "write one HTML page about a model"),
         "serve": (_serve, "answer single images over HTTP"),
     }
@@ -99,6 +101,8 @@ def _parser() -> argparse.ArgumentParser:
             _add_score_options(verb)
         if name == "serve":
             _add_serve_options(verb)
+        if name == "explain":
+            add_explain_options(verb)
         verb.set_defaults(run=run)
     demo = verbs.add_parser("demo", help="make a phantom archive and run every job on it")
     demo.add_argument("--folder", default="demo", help="where to work; a folder of an earlier demo is replaced")
@@ -295,6 +299,13 @@ def _score(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         over = ", ".join(summary.over_budget)
         options.log.warning(f"done, but more objects failed than `budget` allows: {over}.", event="over_budget")
     return OVER_BUDGET if summary.over_budget else DONE, asdict(summary)
+
+
+def _explain(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    options.overrides = [*options.overrides, *explain_overrides(options)]
+    result = explain(_begin(options, "explain"), options.log)
+    _print(options, result)
+    return OVER_BUDGET if result["failed"] else DONE, result
 
 
 def _report(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:

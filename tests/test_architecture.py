@@ -44,7 +44,7 @@ FLOORS = (
         "evaluation",
     ),
     ("serving", "reporting", "demo"),
-    ("cli", "cli_tables", "__main__", "jobs"),
+    ("cli", "cli_explain", "cli_tables", "__main__", "jobs"),
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +30,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "evaluate": {"output": "/o", "bundle": "/b", "labels": {"table": "/t.csv"}},
     "compare": {"output": "/o", "bundle": "/b", "baseline": "/c", "labels": {"table": "/t.csv"}},
     "score": {"output": "/o", "bundle": "/b", "archive": {"uri": "/a"}},
+    "explain": {"output": "/o", "bundle": "/b", "images": ("/i.dcm",)},
     "report": {"output": "/o", "bundle": "/b"},
     "serve": {"bundles": ("/b",)},
 }
@@ -317,7 +317,7 @@ def test_the_shown_template_with_required_keys_filled_in_is_the_default_job(tmp_
             **{k: v for s in REQUIRED[job].values() if isinstance(s, dict) for k, v in s.items()},
         }
         value = values[match[2]]
-        return f"{match[1]}{match[2]}: {json.dumps(value) if isinstance(value, tuple) else value}"
+        return f"{match[1]}{match[2]}: {list(value) if isinstance(value, tuple) else value}"
 
     template = re.sub(r"^( *)# (\w+): \(required\)$", fill, show_job(JOBS[job]), flags=re.MULTILINE)
     assert "(required)" not in template

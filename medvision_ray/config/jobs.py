@@ -1,4 +1,4 @@
-"""One frozen model per job: `InventoryJob`, `TrainJob`, `EvaluateJob`, `CompareJob`, `ScoreJob`, `ReportJob`; and `ServeJob`."""
+"""One frozen model per job: what each verb of `medvision` is configured by, but for `ServeJob`."""
 
 from __future__ import annotations
 
@@ -351,6 +351,27 @@ class InventoryJob(Section):
         return self
 
 
+class ExplainJob(Section):
+    """Why a bundle says what it says of single images: Grad-CAM of a class and outlines of the mask, as pictures and JSON."""
+
+    bundle: str
+    """The trained model."""
+    images: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Paths or URIs of images."""
+    output: str
+    """Folder or prefix for the pictures and a JSON file an image, named by `image_id`."""
+    class_name: str | None = None
+    """The class to explain; null takes each image's likeliest."""
+    frame: Annotated[int, Field(ge=0)] | None = None
+    """Frame of a multi-frame image, from 0; null takes the one with the largest mask, else with the largest probability."""
+    decode: DecodeConfig = DecodeConfig()
+    """Decoder limits."""
+    privacy: PrivacyConfig = PrivacyConfig()
+    """The score job's: with `uri: hash`, `image_id` can only be told with the key."""
+    logging: LoggingConfig = LoggingConfig()
+    """What standard error carries."""
+
+
 class ReportJob(Section):
     """One self-contained HTML file about a training, its evaluation and the runs of a model."""
 
@@ -374,6 +395,7 @@ JOBS: dict[str, type[Section]] = {
     "evaluate": EvaluateJob,
     "compare": CompareJob,
     "score": ScoreJob,
+    "explain": ExplainJob,
     "report": ReportJob,
     "serve": ServeJob,
 }

@@ -97,7 +97,16 @@ async def readyz(engine: EngineOf) -> State:
     return State(status="ok")
 
 
-@routes.get("/metrics", summary="Prometheus metrics", tags=["state"], responses=problems(401))
+@routes.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    tags=["state"],
+    response_class=PlainTextResponse,
+    responses={
+        200: {"description": "Prometheus' text format.", "content": {"text/plain": {"schema": {"type": "string"}}}},
+        **problems(401),
+    },
+)
 async def metrics(request: Request) -> PlainTextResponse:
     """Counts of the replica that answers, in Prometheus' exposition format."""
     return PlainTextResponse(request.app.state.metrics.text(), media_type=CONTENT_TYPE_LATEST)

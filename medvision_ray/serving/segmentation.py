@@ -35,6 +35,7 @@ def segmentation(data: bytes, masks: NDArray[np.bool_], model_id: str, limits: D
 
     parse(data, limits)  # refuses what inflates to more than the limit
     source = pydicom.dcmread(BytesIO(data), force=True, stop_before_pixels=True)
+    _share_groups(source)
     algorithm = hd.AlgorithmIdentificationSequence(
         name=model_id, version=__version__, family=codes.DCM.ArtificialIntelligence
     )
@@ -67,6 +68,18 @@ def segmentation(data: bytes, masks: NDArray[np.bool_], model_id: str, limits: D
     out = BytesIO()
     made.save_as(out, enforce_file_format=True)
     return out.getvalue()
+
+
+def _share_groups(source: pydicom.Dataset) -> None:
+    """Say once what every frame of an enhanced object says for itself (PS3.3 C.7.6.16 allows both): highdicom reads that."""
+    shared = source.get("SharedFunctionalGroupsSequence")
+    frames = source.get("PerFrameFunctionalGroupsSequence")
+    for name in ("PixelMeasuresSequence", "PlaneOrientationSequence"):
+        if not shared or not frames or name in shared[0]:
+            continue
+        each = [frame.get(name) for frame in frames]
+        if each[0] and all(one == each[0] for one in each):
+            setattr(shared[0], name, each[0])
 
 
 def masks_of(run_lengths: list[list[int]], rows: int, columns: int) -> NDArray[np.bool_]:

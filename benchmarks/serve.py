@@ -192,7 +192,7 @@ def measure(contents: list[bytes], bundle: Bundle, seconds: float, say: Callable
     job = ServeJob(
         bundles=(bundle.uri,),
         http=HttpConfig(port=port),
-        limits=RequestLimits(max_in_flight=2 * BATCH),
+        limits=RequestLimits(max_in_flight=BATCH),
         scale=ScaleConfig(batch_size=BATCH, decoders=1),
         ray=RayConfig(num_cpus=2, object_store_bytes=200 << 20),
     )
@@ -201,10 +201,10 @@ def measure(contents: list[bytes], bundle: Bundle, seconds: float, say: Callable
         times, _, _ = load(address, contents, 1, seconds, pause=0.02)
         low = {"p50_ms": milliseconds(times, 0.5), "p90_ms": milliseconds(times, 0.9)}
         say(f"served, one client: {low}")
-        times, seen, took = load(address, contents, 2 * BATCH, seconds)
+        times, seen, took = load(address, contents, BATCH, seconds)
         full = len(times) / took
         say(f"served at saturation: {full:.1f} objects/s {seen}")
-        times_over, seen_over, _ = load(address, contents, 20 * BATCH, seconds)
+        times_over, seen_over, _ = load(address, contents, 10 * BATCH, seconds)
         say(f"10 times overload: {seen_over}")
         lost = killed(address, contents, max(seconds, 20.0))
         say(f"replica killed: {lost}")
@@ -213,9 +213,9 @@ def measure(contents: list[bytes], bundle: Bundle, seconds: float, say: Callable
         "served": {"objects_per_second": round(full, 1), **low},
         "throughput_ratio": round(full / alone, 3),
         "added_p50_ms": round(low["p50_ms"] - milliseconds(single, 0.5), 2),
-        "saturation": {"clients": 2 * BATCH, "p50_ms": milliseconds(times, 0.5), "p99_ms": milliseconds(times, 0.99)},
+        "saturation": {"clients": BATCH, "p50_ms": milliseconds(times, 0.5), "p99_ms": milliseconds(times, 0.99)},
         "overload": {
-            "clients": 20 * BATCH,
+            "clients": 10 * BATCH,
             "accepted_p50_ms": milliseconds(times_over, 0.5),
             "accepted_p99_ms": milliseconds(times_over, 0.99),
             "by_status": seen_over,
@@ -240,6 +240,7 @@ def main() -> None:
         "median_bytes": int(statistics.median(sizes)),
         "model": f"mobilenet_v2 hybrid, {options.size} px",
         "batch": BATCH,
+        "max_in_flight": BATCH,
         "replicas": 1,
     }
     write_results("serve", {"machine": machine("ray", "torch", "fastapi"), "setup": setup, **found})

@@ -58,8 +58,8 @@ class HttpConfig(Section):
 class RequestLimits(Section):
     """What one request may cost, and how many a replica takes; pixels, frames and bytes are limited by `decode`."""
 
-    max_in_flight: Positive = 32
-    """Requests that a replica works on or holds at once; more are answered 429 with Retry-After."""
+    max_in_flight: Positive = 16
+    """Requests that a replica works on or holds at once; more are answered 429 with Retry-After. Twice the batch on a GPU."""
     max_body_bytes_in_flight: Positive = 1 << 30
     """Bytes of bodies that a replica holds at once; more are answered 429."""
     body_seconds: Seconds = 60.0

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TAG := $(shell $(PYTHON) -c "import sys; print('py%d%d' % sys.version_info[:2])")
 STAMP := $(VENV)/.installed-$(TAG)
 
-.PHONY: demo test test-dcmtk test-faults test-fuzz test-intervals check format constraints bench bench-score clean
+.PHONY: demo test test-dcmtk test-faults test-fuzz test-intervals test-serve check format constraints bench bench-score bench-serve clean
 
 demo: $(STAMP)
 	$(BIN)/medvision demo --folder demo
@@ -36,6 +36,10 @@ test-fuzz: $(STAMP)
 test-intervals: $(STAMP)
 	$(BIN)/pytest tests/evaluation/test_coverage.py -m slow -rPs
 
+# Requests made from the server's OpenAPI document, 2,000 damaged files, answers beside the batch job's rows over real data.
+test-serve: $(STAMP)
+	$(BIN)/pytest tests/serving -m slow -rPs
+
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -52,6 +56,10 @@ bench: $(STAMP)
 # Scoring speed beside a plain torch DataLoader loop; ARGS are the script's options.
 bench-score: $(STAMP)
 	$(BIN)/python benchmarks/score_vs_dataloader.py $(ARGS)
+
+# The server beside the bare predictor, overloaded, and with its replica killed; ARGS are the script's options.
+bench-serve: $(STAMP)
+	$(BIN)/python benchmarks/serve.py $(ARGS)
 
 # Write down the versions that are installed now, for this Python.
 constraints: $(STAMP)

@@ -95,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         "score": (_score, "score what is new in an archive and publish it"),
         "explain": (_explain, "show where in single images a bundle sees what it says"),
         "report": (_report, "write one HTML page about a model"),
+        "serve": (_serve, "answer single images over HTTP"),
     }
     for name, (run, text) in jobs.items():
         verb = verbs.add_parser(name, help=text, description=text)
@@ -103,6 +104,8 @@ def _parser() -> argparse.ArgumentParser:
             _add_score_options(verb)
         if name == "tune":
             verb.add_argument("--train", metavar="FILE", help="YAML file of the train job, in place of `train`")
+        if name == "serve":
+            _add_serve_options(verb)
         if name == "explain":
             add_explain_options(verb)
         verb.set_defaults(run=run)
@@ -153,6 +156,19 @@ def _add_score_options(parser: argparse.ArgumentParser) -> None:
         help="score again what failed before, all or those of these error codes",
     )
     parser.add_argument("--dry-run", action="store_true", help="count what would be scored; write nothing")
+
+
+def _add_serve_options(parser: argparse.ArgumentParser) -> None:
+    """Enough to serve without a file."""
+    parser.add_argument(
+        "--bundle",
+        action="append",
+        default=[],
+        metavar="URI",
+        help="bundle to serve; repeatable, the first is the default",
+    )
+    for flag, key, text in (("--host", "http.host", "address to listen on"), ("--port", "http.port", "TCP port")):
+        parser.add_argument(flag, dest=key, help=f"{text} (`{key}`)")
 
 
 def _score_overrides(options: argparse.Namespace) -> list[str]:
@@ -328,6 +344,17 @@ def _report(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     result = {"report": build_report(job)}
     print_facts(options, result)
     return DONE, result
+
+
+def _serve(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    found = [f"{key}={value}" for key in ("http.host", "http.port") if (value := getattr(options, key)) is not None]
+    if options.bundle:
+        found.append(f"bundles={json.dumps(options.bundle)}")
+    options.overrides = [*options.overrides, *found]
+    job = _begin(options, "serve")
+    from medvision_ray.serving.serve import serve
+
+    return DONE, serve(job, options.log)
 
 
 def _demo(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:

@@ -29,6 +29,10 @@ def test_the_job_file_of_a_search_is_valid() -> None:
     assert set(job.search) == {"learning_rate", "layer_decay", "model.pooling"}
 
 
+def test_serve_file_is_valid() -> None:
+    assert load_job(JOBS["serve"], str(ROOT / "jobs" / "serve.yaml")).http.on_loopback
+
+
 @pytest.mark.parametrize("name", ["train", "evaluate", "compare", "score"])
 def test_job_scripts_refuse_a_wrong_option_with_code_2(name: str) -> None:
     command = [sys.executable, f"jobs/{name}.py", "--config", f"jobs/{name}.yaml", "--set", "ouput=x"]

@@ -34,6 +34,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "explain": {"output": "/o", "bundle": "/b", "images": ("/i.dcm",)},
     "report": {"output": "/o", "bundle": "/b"},
     "tune": {"train": {"output": "/o", "labels": {"table": "/t.csv"}}, "search": {"seed": {"choice": (1, 2)}}},
+    "serve": {"bundles": ("/b",)},
 }
 
 

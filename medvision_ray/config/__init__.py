@@ -1,7 +1,6 @@
 """Configuration: one frozen pydantic model per job, YAML in, every option documented."""
 
 from medvision_ray.config.decisions import CalibrationConfig, OperatingPointsConfig
-from medvision_ray.config.jobs import JOBS as _JOBS
 from medvision_ray.config.jobs import (
     CompareJob,
     EvaluateJob,
@@ -16,6 +15,7 @@ from medvision_ray.config.jobs import (
 from medvision_ray.config.load import build_job, load_job, read_yaml, show_job
 from medvision_ray.config.network import AugmentConfig, LossConfig, ModelConfig
 from medvision_ray.config.operations import LoggingConfig, OnFinishConfig
+from medvision_ray.config.registry import JOBS
 from medvision_ray.config.sections import (
     HEADER_FIELDS,
     ArchiveConfig,
@@ -29,8 +29,6 @@ from medvision_ray.config.sections import (
     Section,
 )
 from medvision_ray.config.tuning import AshaConfig, TuneJob
-
-JOBS: dict[str, type[Section]] = {**_JOBS, "tune": TuneJob}
 
 __all__ = [
     "HEADER_FIELDS",

@@ -1,4 +1,4 @@
-"""One frozen model per job: `InventoryJob`, `TrainJob`, `EvaluateJob`, `CompareJob`, `ScoreJob`, `ExplainJob`, `ReportJob`."""
+"""One frozen model per job: what each verb of `medvision` is configured by, but for `ServeJob`."""
 
 from __future__ import annotations
 
@@ -323,14 +323,3 @@ class ReportJob(Section):
         if self.run_key is not None and (self.kind not in (None, "night") or self.baseline is not None):
             raise ValueError("`run_key` is for `kind: night`")
         return self
-
-
-JOBS: dict[str, type[Section]] = {
-    "inventory": InventoryJob,
-    "train": TrainJob,
-    "evaluate": EvaluateJob,
-    "compare": CompareJob,
-    "score": ScoreJob,
-    "explain": ExplainJob,
-    "report": ReportJob,
-}

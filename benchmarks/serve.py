@@ -1,0 +1,257 @@
+"""Serving beside the bare predictor: throughput at saturation, added latency, overload, a killed replica.
+
+    python benchmarks/serve.py [--seconds 20] [--size 224]
+
+The bare predictor is one process that decodes, prepares and scores in batches as large as the server's, with one
+thread, as a scoring actor does. The server is `medvision serve` with one replica on loopback; its clients run on
+the same machine. Images are phantoms' DICOM files. Results go to benchmarks/results/serve.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import socket
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import numpy as np
+import torch
+from facts import machine, print_table, write_results
+
+from medvision_ray.bundle import Bundle, save_bundle
+from medvision_ray.config import DecodeConfig, ModelConfig, PreprocessConfig, RayConfig
+from medvision_ray.config.serving import HttpConfig, RequestLimits, ScaleConfig, ServeJob
+from medvision_ray.demo.archive import make_archive
+from medvision_ray.imaging.errors import DecodeError
+from medvision_ray.learning.model import build_model
+from medvision_ray.native import reuse_freed_memory
+from medvision_ray.scoring.objects import Effort, ObjectReader
+from medvision_ray.scoring.predicting import RowMaker
+from medvision_ray.scoring.predictor import Predictor
+from medvision_ray.scoring.preparing import Outcome
+from medvision_ray.serving.serve import serving
+
+BATCH = 16
+ENTRY = {"image_id": 0, "uri": "", "etag": ""}
+HEADERS = {"Content-Type": "application/dicom"}
+
+
+def make_bundle(folder: Path, size: int) -> Bundle:
+    """A MobileNetV2 hybrid with random weights whose masks are empty, so that their drawing is not what is measured."""
+    torch.manual_seed(0)
+    architecture, preprocess = ModelConfig(), PreprocessConfig(size=(size, size))
+    return save_bundle(
+        str(folder / "bundle"),
+        name="bench",
+        architecture=architecture,
+        preprocess=preprocess,
+        classes=("a", "b", "c"),
+        multi_label=False,
+        thresholds=(),
+        mask_threshold=1.0,
+        trained={},
+        metrics={},
+        train_digest=(),
+        model=build_model(architecture, preprocess, 3),
+    )
+
+
+def single_frames(folder: Path) -> list[bytes]:
+    """Phantoms of one frame that can be scored."""
+    archive = make_archive(folder, patients=12)
+    reader = ObjectReader(DecodeConfig(), PreprocessConfig(), None)
+    found = []
+    for path in sorted(Path(archive.night_1).rglob("*.dcm")):
+        data = path.read_bytes()
+        try:
+            ready = reader.prepare(data, Effort())
+        except DecodeError:
+            continue
+        if len(ready.pixels) == 1:
+            found.append(data)
+    return found
+
+
+class Bare:
+    """The peer: one process, one thread."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        torch.set_num_threads(1)
+        reuse_freed_memory()
+        self._reader = ObjectReader(DecodeConfig(), bundle.preprocess, None)
+        self._rows = RowMaker(bundle, Predictor(bundle, batch_frames=BATCH), BATCH, True)
+
+    def score(self, contents: list[bytes]) -> None:
+        """Decode, prepare and score a batch."""
+        efforts = [Effort() for _ in contents]
+        ready = [self._reader.prepare(data, effort) for data, effort in zip(contents, efforts, strict=True)]
+        self._rows.rows([Outcome(ENTRY, one, effort, 1) for one, effort in zip(ready, efforts, strict=True)])
+
+    def throughput(self, contents: list[bytes], seconds: float) -> float:
+        """Objects a second in full batches."""
+        self.score(contents[:BATCH])
+        started, done = time.perf_counter(), 0
+        while time.perf_counter() - started < seconds:
+            self.score([contents[(done + i) % len(contents)] for i in range(BATCH)])
+            done += BATCH
+        return done / (time.perf_counter() - started)
+
+    def latencies(self, contents: list[bytes], count: int) -> list[float]:
+        """Seconds of single objects."""
+        found = []
+        for number in range(count):
+            started = time.perf_counter()
+            self.score([contents[number % len(contents)]])
+            found.append(time.perf_counter() - started)
+        return found
+
+
+def load(
+    address: str, contents: list[bytes], clients: int, seconds: float, pause: float = 0.0
+) -> tuple[list[float], dict[int, int], float]:
+    """Latencies of accepted requests, answers by status (0: connection lost), and seconds, with so many closed-loop clients."""
+    stop = threading.Event()
+
+    def client(number: int) -> tuple[list[float], dict[int, int]]:
+        times: list[float] = []
+        seen: dict[int, int] = {}
+        with httpx.Client(base_url=address, timeout=60) as http:
+            while not stop.is_set():
+                number += 1
+                started = time.perf_counter()
+                try:
+                    status = http.post(
+                        "/v1/predict", content=contents[number % len(contents)], headers=HEADERS
+                    ).status_code
+                except httpx.TransportError:
+                    status = 0
+                seen[status] = seen.get(status, 0) + 1
+                if status == 200:
+                    times.append(time.perf_counter() - started)
+                time.sleep(pause if status == 200 else 0.05)
+        return times, seen
+
+    started = time.perf_counter()
+    with ThreadPoolExecutor(clients) as pool:
+        futures = [pool.submit(client, number) for number in range(clients)]
+        time.sleep(seconds)
+        stop.set()
+        results = [future.result() for future in futures]
+    total: dict[int, int] = {}
+    for _, seen in results:
+        for status, count in seen.items():
+            total[status] = total.get(status, 0) + count
+    return [value for times, _ in results for value in times], total, time.perf_counter() - started
+
+
+def replica_pid() -> int:
+    """The replica among this process's descendants."""
+    parents, commands = {}, {}
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parents[int(place.name)] = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            commands[int(place.name)] = (place / "cmdline").read_bytes()
+    ours = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
+        ours |= more
+    return next(pid for pid in ours if b"ServeReplica:medvision" in commands.get(pid, b""))
+
+
+def killed(address: str, contents: list[bytes], seconds: float) -> dict[str, Any]:
+    """Kill the replica under load; clients send again what was lost or refused for now."""
+    threading.Timer(2, lambda: os.kill(replica_pid(), signal.SIGKILL)).start()
+    times, seen, _ = load(address, contents, 4, seconds)
+    return {"answered": len(times), "told_to_come_again_or_lost": sum(seen.values()) - len(times), "by_status": seen}
+
+
+def milliseconds(values: list[float], share: float) -> float:
+    """A quantile, in ms."""
+    return round(1000 * float(np.quantile(values, share)), 2)
+
+
+def measure(contents: list[bytes], bundle: Bundle, seconds: float, say: Callable[[str], object]) -> dict[str, Any]:
+    """All figures."""
+    bare = Bare(bundle)
+    alone = bare.throughput(contents, seconds)
+    single = bare.latencies(contents, 60)
+    say(f"bare predictor: {alone:.1f} objects/s, one object {milliseconds(single, 0.5)} ms")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = ServeJob(
+        bundles=(bundle.uri,),
+        http=HttpConfig(port=port),
+        limits=RequestLimits(max_in_flight=BATCH),
+        scale=ScaleConfig(batch_size=BATCH, decoders=1),
+        ray=RayConfig(num_cpus=2, object_store_bytes=200 << 20),
+    )
+    with serving(job) as address:
+        load(address, contents, 4, 3)
+        times, _, _ = load(address, contents, 1, seconds, pause=0.02)
+        low = {"p50_ms": milliseconds(times, 0.5), "p90_ms": milliseconds(times, 0.9)}
+        say(f"served, one client: {low}")
+        times, seen, took = load(address, contents, BATCH, seconds)
+        full = len(times) / took
+        say(f"served at saturation: {full:.1f} objects/s {seen}")
+        times_over, seen_over, _ = load(address, contents, 10 * BATCH, seconds)
+        say(f"10 times overload: {seen_over}")
+        lost = killed(address, contents, max(seconds, 20.0))
+        say(f"replica killed: {lost}")
+    return {
+        "bare": {"objects_per_second": round(alone, 1), "p50_ms": milliseconds(single, 0.5)},
+        "served": {"objects_per_second": round(full, 1), **low},
+        "throughput_ratio": round(full / alone, 3),
+        "added_p50_ms": round(low["p50_ms"] - milliseconds(single, 0.5), 2),
+        "saturation": {"clients": BATCH, "p50_ms": milliseconds(times, 0.5), "p99_ms": milliseconds(times, 0.99)},
+        "overload": {
+            "clients": 10 * BATCH,
+            "accepted_p50_ms": milliseconds(times_over, 0.5),
+            "accepted_p99_ms": milliseconds(times_over, 0.99),
+            "by_status": seen_over,
+        },
+        "killed_replica": lost,
+    }
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each part")
+    parser.add_argument("--size", type=int, default=224, help="side of the model's input in pixels")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        contents = single_frames(Path(folder) / "phantoms")
+        bundle = make_bundle(Path(folder), options.size)
+        sizes = [len(data) for data in contents]
+        found = measure(contents, bundle, options.seconds, lambda line: sys.stderr.write(line + "\n"))
+    setup = {
+        "objects": len(contents),
+        "median_bytes": int(statistics.median(sizes)),
+        "model": f"mobilenet_v2 hybrid, {options.size} px",
+        "batch": BATCH,
+        "max_in_flight": BATCH,
+        "replicas": 1,
+    }
+    write_results("serve", {"machine": machine("ray", "torch", "fastapi"), "setup": setup, **found})
+    print_table(
+        ("what", "bare", "served"),
+        [
+            ("objects a second", found["bare"]["objects_per_second"], found["served"]["objects_per_second"]),
+            ("one object, p50 ms", found["bare"]["p50_ms"], found["served"]["p50_ms"]),
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()

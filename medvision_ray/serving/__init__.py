@@ -1,0 +1,1 @@
+"""Single images over HTTP: the same model, decoders and rows as the batch job."""

@@ -1,0 +1,1 @@
+"""What answers over HTTP: the API for systems and the viewer page for people."""

@@ -1,0 +1,231 @@
+"""What the worklist shows: rows of the `predictions` and `failures` tables, filtered, sorted and paged.
+
+Addresses stay here: an address can hold a patient's name, and the page needs none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date, timedelta
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as pads
+
+from medvision_ray import tables
+from medvision_ray.scoring.masks import decode_mask
+from medvision_ray.serving.contours import contours_of
+
+DEFAULT_NIGHTS = 30
+_RUN_COLUMNS = ("run_key", "job", "model_id", "scored", "failed", "finished_at", "started_at", "state")
+_LISTED = (
+    "image_id run_key run_date model_id modality height width frames predicted_label predicted_probability "
+    "mask_fraction mask_area_mm2 scored_at"
+).split()
+_FAILED = "image_id run_key run_date model_id stage error_code error attempts failed_at".split()
+_HIDDEN = frozenset({"uri", "etag", "mask", "frame_results"})
+"""Of a row of predictions; masks and frames leave as contours."""
+_NO_MASK = {"mask_fraction": None, "mask_area_mm2": None, "mask_box": None}
+
+
+@dataclass(frozen=True)
+class Query:
+    """Which rows, in which order.
+
+    Attributes:
+        table: `predictions` or `failures`.
+        run_key: of one run; None takes the last `nights`.
+        nights: how many days up to the newest run.
+        label: the predicted class, or a finding among those that are present.
+        min_probability: least probability of `label`, or of the predicted class where no label is given.
+        max_probability: largest likewise.
+        error_code: of failures.
+        order: `newest` first, `probability` from the highest, `uncertain` from the lowest.
+        offset: how many rows to skip.
+        limit: how many to give.
+    """
+
+    table: Literal["predictions", "failures"] = "predictions"
+    run_key: str | None = None
+    nights: int = DEFAULT_NIGHTS
+    model_id: str | None = None
+    label: str | None = None
+    modality: str | None = None
+    min_probability: float | None = None
+    max_probability: float | None = None
+    error_code: str | None = None
+    order: Literal["newest", "probability", "uncertain"] = "newest"
+    offset: int = 0
+    limit: int = 50
+
+
+def choices(output: str, nights: int = DEFAULT_NIGHTS) -> dict[str, Any]:
+    """What there is to filter by: the last runs, and models, classes, modalities and error codes of their rows."""
+    runs = _runs(output)
+    since = _since(runs, nights)
+    found: dict[str, set[Any]] = {"models": set(), "modalities": set(), "error_codes": set()}
+    recent = pads.field("run_date") >= since if since else None
+    for table, column, name in (
+        ("predictions", "model_id", "models"),
+        ("predictions", "modality", "modalities"),
+        ("failures", "model_id", "models"),
+        ("failures", "error_code", "error_codes"),
+    ):
+        rows = tables.read(output, table, [column], recent)
+        if rows is not None:
+            found[name].update(value for value in pc.unique(rows[column]).to_pylist() if value is not None)
+    shown = [run for run in runs if since and run["finished_at"].date() >= since]
+    return {
+        "runs": [_plain(run) for run in shown],
+        "classes": _classes(output),
+        **{name: sorted(values) for name, values in found.items()},
+    }
+
+
+def page(output: str, query: Query) -> dict[str, Any]:
+    """One page of rows, and how many rows there are in all."""
+    columns = list(_LISTED if query.table == "predictions" else _FAILED)
+    probability = tables.probability_column(query.label) if query.label else "predicted_probability"
+    when = "scored_at" if query.table == "predictions" else "failed_at"
+    keys = ["image_id", "model_id", "run_key", when, *([probability] if query.table == "predictions" else [])]
+    condition = _condition(output, query, probability)
+    found = tables.read(output, query.table, keys, condition)
+    if found is None or not found.num_rows:
+        return {"total": 0, "rows": []}
+    by_time = (when, "descending"), ("image_id", "ascending")
+    order = {
+        "newest": list(by_time),
+        "probability": [(probability, "descending"), *by_time],
+        "uncertain": [(probability, "ascending"), *by_time],
+    }[query.order if query.table == "predictions" else "newest"]
+    most = min(query.offset + query.limit, found.num_rows)
+    chosen = found.take(pc.select_k_unstable(found, most, order)).slice(query.offset, query.limit)
+    if not chosen.num_rows:
+        return {"total": found.num_rows, "rows": []}
+    wanted = columns if probability in columns or query.table == "failures" else [*columns, probability]
+    details = tables.read(output, query.table, wanted, condition & pads.field("image_id").isin(chosen["image_id"]))
+    rows = {(row["image_id"], row["model_id"], row["run_key"]): row for row in details.to_pylist()} if details else {}
+    places = zip(*(chosen[name].to_pylist() for name in ("image_id", "model_id", "run_key")), strict=True)
+    listed = [rows[place] for place in places if place in rows]  # one that a commit replaced meanwhile is left out
+    for row in listed:
+        row["probability"] = row.pop(probability) if probability not in _LISTED else row.get(probability)
+    return {"total": found.num_rows, "rows": [_plain(row) for row in listed]}
+
+
+def record(output: str, image_id: int, model_id: str | None = None) -> dict[str, Any] | None:
+    """Everything that the page shows of one row: the newest prediction of this image, else its failure; None of neither.
+
+    Masks are contours; `frames` holds each frame's result of a volume or a multi-frame object.
+    """
+    row = _newest(output, "predictions", image_id, model_id)
+    if row is None:
+        failure = _newest(output, "failures", image_id, model_id)
+        return None if failure is None else {"table": "failures", **_plain({n: failure.get(n) for n in _FAILED})}
+    classes = [name for name in row if name.startswith("p_") and row[name] is not None]
+    shape = (row["height"], row["width"])
+    facts = {name: value for name, value in row.items() if name not in _HIDDEN and not name.startswith("p_")}
+    return {
+        "table": "predictions",
+        **_plain(facts),
+        "classes": [{"name": name[2:], "probability": row[name]} for name in classes],
+        "mask": _mask(row, shape),
+        "frame_results": [
+            {
+                "frame": frame["frame"],
+                "predicted_label": frame["predicted_label"],
+                "predicted_probability": frame["predicted_probability"],
+                "probabilities": frame["probabilities"],
+                "mask": _mask(frame, shape),
+            }
+            for frame in row["frame_results"] or ()
+        ],
+    }
+
+
+def address(output: str, image_id: int) -> tuple[str, str] | None:
+    """Address and etag of an image that a table names; None of one that no table names."""
+    for table in ("predictions", "failures"):
+        rows = tables.read(output, table, ["uri", "etag"], pads.field("image_id") == image_id)
+        if rows is not None and rows.num_rows:
+            return rows["uri"][0].as_py(), rows["etag"][0].as_py()
+    return None
+
+
+def _runs(output: str) -> list[dict[str, Any]]:
+    """Finished runs of scoring, the newest first."""
+    rows = tables.read(output, "runs", _RUN_COLUMNS)
+    runs = [] if rows is None else [row for row in rows.to_pylist() if row["scored"] is not None and row["finished_at"]]
+    return sorted(runs, key=lambda run: run["finished_at"], reverse=True)
+
+
+def _since(runs: list[dict[str, Any]], nights: int) -> date | None:
+    """First day of the last `nights`, counted back from the newest run; a run's rows carry the day it began."""
+    return min(runs[0]["started_at"], runs[0]["finished_at"]).date() - timedelta(days=nights - 1) if runs else None
+
+
+def _condition(output: str, query: Query, probability: str) -> pads.Expression:
+    condition = pads.scalar(True)
+    if query.run_key:
+        condition &= pads.field("run_key") == query.run_key
+    else:
+        since = _since(_runs(output), query.nights)
+        condition &= pads.field("run_date") >= since if since else pads.scalar(True)
+    if query.model_id:
+        condition &= pads.field("model_id") == query.model_id
+    if query.table == "failures":
+        return condition & (pads.field("error_code") == query.error_code) if query.error_code else condition
+    if query.modality:
+        condition &= pads.field("modality") == query.modality
+    if query.label:  # of findings, `predicted_label` joins the present ones by `|`
+        pattern = rf"(^|\|){_quoted(query.label)}($|\|)"
+        condition &= pc.match_substring_regex(pads.field("predicted_label"), pattern)
+    if query.min_probability is not None:
+        condition &= pads.field(probability) >= pa.scalar(query.min_probability, pa.float32())
+    if query.max_probability is not None:
+        condition &= pads.field(probability) <= pa.scalar(query.max_probability, pa.float32())
+    return condition
+
+
+def _quoted(text: str) -> str:
+    """For RE2: every character that is no letter, digit or underscore escaped."""
+    return "".join(char if char.isalnum() or char == "_" else f"\\x{{{ord(char):x}}}" for char in text)
+
+
+def _classes(output: str) -> list[str]:
+    """Names of the columns `p_<class>`, over all models of the table."""
+    found = tables.dataset(output, "predictions")
+    return [] if found is None else [name[2:] for name in found.schema.names if name.startswith("p_")]
+
+
+def _newest(output: str, table: str, image_id: int, model_id: str | None) -> dict[str, Any] | None:
+    condition = pads.field("image_id") == image_id
+    if model_id:
+        condition &= pads.field("model_id") == model_id
+    rows = tables.read(output, table, None, condition)
+    if rows is None or not rows.num_rows:
+        return None
+    when = "scored_at" if table == "predictions" else "failed_at"
+    return dict(rows.take(pc.select_k_unstable(rows, 1, [(when, "descending")])).to_pylist()[0])
+
+
+def _mask(result: dict[str, Any], shape: tuple[int, int]) -> dict[str, Any] | None:
+    """A stored mask as contours; `contours` is None where the run saved no masks."""
+    if result["mask_fraction"] is None:
+        return None
+    saved = result["mask"] is not None or result["mask_box"] is None
+    box = result["mask_box"]
+    return {
+        "fraction": result["mask_fraction"],
+        "area_mm2": result["mask_area_mm2"],
+        "box": box,
+        "contours": contours_of(decode_mask(result["mask"], tuple(box) if box else None, shape)) if saved else None,
+    }
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """As JSON can hold it: days and times in ISO form, ids as text (JavaScript's numbers end at 53 bits)."""
+    plain = {name: value.isoformat() if hasattr(value, "isoformat") else value for name, value in row.items()}
+    if "image_id" in plain:
+        plain["image_id"] = str(plain["image_id"])
+    return plain

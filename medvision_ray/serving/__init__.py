@@ -1,1 +1,1 @@
-"""What answers over HTTP: the API for systems and the viewer page for people."""
+"""Single images over HTTP: the same model, decoders and rows as the batch job."""

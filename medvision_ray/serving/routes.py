@@ -1,0 +1,161 @@
+"""The routes of the API, version 1."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi.responses import PlainTextResponse
+
+from medvision_ray.imaging.errors import DecodeError
+from medvision_ray.serving.answers import Answer, ModelList, State
+from medvision_ray.serving.engine import Engine, PredictOptions
+from medvision_ray.serving.metrics import CONTENT_TYPE_LATEST
+from medvision_ray.serving.middleware import request_id_of
+from medvision_ray.serving.problems import MEDIA_TYPE, RequestError, of_decode_error
+from medvision_ray.serving.receiving import FORM_TYPE, RAW_TYPES, receive
+from medvision_ray.serving.security import authorised
+
+ModelName = Annotated[str, Path(min_length=1, max_length=128, description="Id of a model, or its name.")]
+
+_WHY = {
+    400: "The request is malformed, or its body empty or cut off.",
+    401: "The bearer token is missing or wrong.",
+    404: "There is no such model.",
+    406: "None of the answers that Accept names can be given.",
+    408: "The body did not arrive in time.",
+    413: "The body is over the byte limit.",
+    415: "The content type is none of those taken, or the content is no image format.",
+    422: "The object could not be decoded; `code` is that of the failures table.",
+    429: "The server is busy: see Retry-After.",
+    500: "A defect.",
+    503: "The server can't answer now: see Retry-After.",
+    504: "The answer took too long.",
+}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """How a route's refusals are documented."""
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {status: {"description": _WHY[status], "content": {MEDIA_TYPE: {"schema": schema}}} for status in statuses}
+
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "description": "One object: raw, or the only file of a form. The format is told by content.",
+        "content": {
+            **{kind: _BINARY for kind in RAW_TYPES},
+            FORM_TYPE: {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {"file": {"type": "string", "format": "binary"}},
+                }
+            },
+        },
+    }
+}
+
+open_routes = APIRouter(tags=["state"])
+routes = APIRouter(tags=["predictions"], dependencies=[Depends(authorised)])
+
+
+def engine_of(request: Request) -> Engine:
+    """A dependency: the engine that the app was made with."""
+    engine: Engine = request.app.state.engine
+    return engine
+
+
+EngineOf = Annotated[Engine, Depends(engine_of)]
+
+
+@open_routes.get("/healthz", summary="The process is alive")
+async def healthz() -> State:
+    """Answers as long as the process does."""
+    return State(status="ok")
+
+
+@open_routes.get("/readyz", summary="Models are loaded", responses=problems(503))
+async def readyz(engine: EngineOf) -> State:
+    """200 once predictions can be made, else 503."""
+    if not engine.ready():
+        raise RequestError(503, "starting", "The server is not ready yet.", retry_after_seconds=2)
+    return State(status="ok")
+
+
+@routes.get("/metrics", summary="Prometheus metrics", tags=["state"], responses=problems(401))
+async def metrics(request: Request) -> PlainTextResponse:
+    """Counts of the replica that answers, in Prometheus' exposition format."""
+    return PlainTextResponse(request.app.state.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+@routes.get("/v1/models", summary="The models that are served", tags=["models"], responses=problems(401, 503))
+async def list_models(engine: EngineOf) -> ModelList:
+    """The default model is the first one."""
+    return ModelList(models=await engine.models())
+
+
+@routes.get(
+    "/v1/models/{model}/card",
+    summary="A model's card",
+    tags=["models"],
+    response_class=PlainTextResponse,
+    responses={
+        200: {"description": "The card, Markdown.", "content": {"text/markdown": {"schema": {"type": "string"}}}},
+        **problems(400, 401, 404, 422, 503),
+    },
+)
+async def model_card(model: ModelName, engine: EngineOf) -> PlainTextResponse:
+    """What the model is, what it was trained on, and how well it did."""
+    return PlainTextResponse(await engine.card(model), media_type="text/markdown")
+
+
+@routes.post(
+    "/v1/predict",
+    summary="Score one image or volume",
+    response_model=Answer,
+    openapi_extra=_BODY,
+    responses=problems(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504),
+)
+async def predict(
+    request: Request,
+    engine: EngineOf,
+    model: Annotated[
+        str | None,
+        Query(min_length=1, max_length=128, description="Id or name of a model; without it the default one."),
+    ] = None,
+    mask: Annotated[
+        Literal["none", "rle", "png"], Query(description="How the mask comes beside its contours.")
+    ] = "none",
+) -> Response:
+    """Score a DICOM, NIfTI, PNG, JPEG, TIFF or BMP object. Not a diagnosis: this is no medical device."""
+    started = time.perf_counter()
+    status, code = 200, "none"
+    try:
+        return await _predict(request, engine, PredictOptions(request_id_of(request.scope), model, mask))
+    except (RequestError, DecodeError) as error:
+        refusal = of_decode_error(error) if isinstance(error, DecodeError) else error
+        status, code = refusal.status, refusal.code
+        raise refusal from None
+    except Exception:
+        status, code = 500, "internal_error"
+        raise
+    finally:
+        request.app.state.metrics.answered(status, code, time.perf_counter() - started)
+
+
+async def _predict(request: Request, engine: Engine, options: PredictOptions) -> Response:
+    state, settings = request.app.state, request.app.state.settings
+    with state.admission.admit() as admitted, state.metrics.in_flight.track_inprogress():
+        data, _ = await receive(request, settings.decode.max_bytes, settings.limits.body_seconds, admitted)
+        limit = settings.limits.answer_seconds
+        try:
+            answer = await asyncio.wait_for(engine.predict(data, options), limit)
+        except (asyncio.TimeoutError, TimeoutError):
+            raise RequestError(504, "answer_timeout", f"The answer was not ready within {limit:g} s.") from None
+    state.metrics.scored(answer)
+    return Response(answer.model_dump_json(by_alias=True), media_type="application/json")

@@ -43,9 +43,7 @@ def ready_to_send(image: MedicalImage) -> MedicalImage:
         pixels = np.stack(
             [modality_values(frame, display) for frame, display in zip(image.pixels, displays, strict=True)]
         ).astype(np.float32)
-        plain = [
-            replace(display, modality_lut=None, slope=1.0, intercept=0.0, padding=None) for display in displays
-        ]
+        plain = [replace(display, modality_lut=None, slope=1.0, intercept=0.0, padding=None) for display in displays]
         image = replace(image, pixels=pixels, display=plain[0], frame_display=tuple(plain))
     return replace(image, pixels=image.pixels.astype(_sent_type(image.pixels), copy=False))
 
@@ -182,13 +180,17 @@ def _display(display: Display, scaling: Scaling, luts: _Tables) -> dict[str, Any
 
 
 def _window(scaling: Scaling) -> dict[str, Any]:
-    """As a window; two bounds are one of the function LINEAR_EXACT, and a LUT has the window of its inputs."""
+    """As a window; two bounds are one of the function LINEAR_EXACT, with the bounds beside it for the last bit of rounding.
+
+    A LUT has the window of its inputs, which a change by hand starts from.
+    """
     if isinstance(scaling, Window):
         return {"center": scaling.center, "width": scaling.width, "function": scaling.function.value}
     if isinstance(scaling, LookupTable):
         scaling = Bounds(scaling.first, scaling.first + scaling.values.size - 1)
     center, width = scaling.low / 2 + scaling.high / 2, scaling.high - scaling.low
-    return {"center": center, "width": min(max(width, 0.0), sys.float_info.max), "function": "LINEAR_EXACT"}
+    width = min(max(width, 0.0), sys.float_info.max)
+    return {"center": center, "width": width, "function": "LINEAR_EXACT", "bounds": [scaling.low, scaling.high]}
 
 
 def _finite(values: tuple[float, float] | None) -> TypeGuard[tuple[float, float]]:

@@ -6,14 +6,14 @@ import pyarrow as pa
 
 from medvision_ray import storage
 from medvision_ray.archive.series import SUFFIX, grouped
-from medvision_ray.errors import StorageError
+from medvision_ray.errors import MedVisionError, StorageError
 from medvision_ray.listing import LISTING, list_batches
 from medvision_ray.privacy import HASHED
 
 _THREADS = 8
 
 
-class NotOpenable(Exception):
+class NotOpenable(MedVisionError):
     """The row names an object whose content cannot be had.
 
     Attributes:
@@ -39,7 +39,9 @@ def read_source(uri: str, etag: str, max_bytes: int) -> list[bytes]:
         StorageError: it is gone, changed, too large, or the store refused.
     """
     if uri.startswith(HASHED):
-        raise NotOpenable("hashed_address", "This site keeps no addresses (`privacy.uri: hash`): the image cannot be opened.")
+        raise NotOpenable(
+            "hashed_address", "This site keeps no addresses (`privacy.uri: hash`): the image cannot be opened."
+        )
     if "://" in uri and uri.split("://", 1)[0] not in ("file", "s3", "gs"):
         raise NotOpenable("not_in_archive", "This image was sent to the API and is in no archive: it cannot be opened.")
     if not uri.endswith(SUFFIX):

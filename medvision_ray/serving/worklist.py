@@ -5,70 +5,73 @@ Addresses stay here: an address can hold a patient's name, and the page needs no
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import date, timedelta
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
+from pydantic import BaseModel, ConfigDict, Field
 
 from medvision_ray import tables
 from medvision_ray.scoring.masks import decode_mask
 from medvision_ray.serving.contours import contours_of
 
 DEFAULT_NIGHTS = 30
+Text = Annotated[str, Field(min_length=1, max_length=200)]
+Share = Annotated[float, Field(ge=0, le=1)]
 _RUN_COLUMNS = ("run_key", "job", "model_id", "scored", "failed", "finished_at", "started_at", "state")
-_LISTED = (
-    "image_id run_key run_date model_id modality height width frames predicted_label predicted_probability "
-    "mask_fraction mask_area_mm2 scored_at"
-).split()
-_FAILED = "image_id run_key run_date model_id stage error_code error attempts failed_at".split()
+_LISTED = [
+    *("image_id", "run_key", "run_date", "model_id", "modality", "height", "width", "frames"),
+    *("predicted_label", "predicted_probability", "mask_fraction", "mask_area_mm2", "scored_at"),
+]
+_FAILED = ["image_id", "run_key", "run_date", "model_id", "stage", "error_code", "error", "attempts", "failed_at"]
 _HIDDEN = frozenset({"uri", "etag", "mask", "frame_results"})
 """Of a row of predictions; masks and frames leave as contours."""
 _NO_MASK = {"mask_fraction": None, "mask_area_mm2": None, "mask_box": None}
 
 
-@dataclass(frozen=True)
-class Query:
-    """Which rows, in which order.
+class Query(BaseModel):
+    """Which rows, in which order."""
 
-    Attributes:
-        table: `predictions` or `failures`.
-        run_key: of one run; None takes the last `nights`.
-        nights: how many days up to the newest run.
-        label: the predicted class, or a finding among those that are present.
-        min_probability: least probability of `label`, or of the predicted class where no label is given.
-        max_probability: largest likewise.
-        error_code: of failures.
-        order: `newest` first, `probability` from the highest, `uncertain` from the lowest.
-        offset: how many rows to skip.
-        limit: how many to give.
-    """
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
     table: Literal["predictions", "failures"] = "predictions"
-    run_key: str | None = None
-    nights: int = DEFAULT_NIGHTS
-    model_id: str | None = None
-    label: str | None = None
-    modality: str | None = None
-    min_probability: float | None = None
-    max_probability: float | None = None
-    error_code: str | None = None
+    """Which table."""
+    run_key: Text | None = None
+    """Rows of one run; without it those of the last `nights`."""
+    nights: int = Field(DEFAULT_NIGHTS, ge=1, le=3660)
+    """How many days, up to the newest run."""
+    model_id: Text | None = None
+    """Rows of one model."""
+    label: Text | None = None
+    """Predictions of this class; of findings, those that were present."""
+    modality: Text | None = None
+    """Predictions of one modality, by its DICOM code."""
+    min_probability: Share | None = None
+    """Least probability of `label`, else of the predicted class, in [0, 1]."""
+    max_probability: Share | None = None
+    """Largest likewise."""
+    error_code: Text | None = None
+    """Failures of one code."""
     order: Literal["newest", "probability", "uncertain"] = "newest"
-    offset: int = 0
-    limit: int = 50
+    """`newest` first, or predictions by that probability from the highest, or from the lowest (`uncertain`)."""
+    offset: int = Field(0, ge=0, le=10_000_000)
+    """How many rows to skip."""
+    limit: int = Field(50, ge=1, le=200)
+    """How many rows to give at most."""
 
 
 def choices(output: str, nights: int = DEFAULT_NIGHTS) -> dict[str, Any]:
-    """What there is to filter by: the last runs, and models, classes, modalities and error codes of their rows."""
+    """What there is to filter by: the last runs, and models, labels, modalities and error codes of their rows."""
     runs = _runs(output)
     since = _since(runs, nights)
-    found: dict[str, set[Any]] = {"models": set(), "modalities": set(), "error_codes": set()}
+    found: dict[str, set[Any]] = {"models": set(), "modalities": set(), "labels": set(), "error_codes": set()}
     recent = pads.field("run_date") >= since if since else None
     for table, column, name in (
         ("predictions", "model_id", "models"),
         ("predictions", "modality", "modalities"),
+        ("predictions", "predicted_label", "labels"),
         ("failures", "model_id", "models"),
         ("failures", "error_code", "error_codes"),
     ):
@@ -78,7 +81,7 @@ def choices(output: str, nights: int = DEFAULT_NIGHTS) -> dict[str, Any]:
     shown = [run for run in runs if since and run["finished_at"].date() >= since]
     return {
         "runs": [_plain(run) for run in shown],
-        "classes": _classes(output),
+        "labels": sorted({part for label in found.pop("labels") for part in label.split("|") if part}),
         **{name: sorted(values) for name, values in found.items()},
     }
 
@@ -116,19 +119,21 @@ def page(output: str, query: Query) -> dict[str, Any]:
 def record(output: str, image_id: int, model_id: str | None = None) -> dict[str, Any] | None:
     """Everything that the page shows of one row: the newest prediction of this image, else its failure; None of neither.
 
-    Masks are contours; `frames` holds each frame's result of a volume or a multi-frame object.
+    Masks are contours; `frame_results` holds each frame's result of a volume or a multi-frame object. Classes have
+    their names where they were predicted, else those of their columns, in which blanks are `_`.
     """
     row = _newest(output, "predictions", image_id, model_id)
     if row is None:
         failure = _newest(output, "failures", image_id, model_id)
         return None if failure is None else {"table": "failures", **_plain({n: failure.get(n) for n in _FAILED})}
-    classes = [name for name in row if name.startswith("p_") and row[name] is not None]
+    columns = [name for name in row if name.startswith("p_") and row[name] is not None]
+    names = {tables.probability_column(name): name for name in (row["predicted_label"] or "").split("|")}
     shape = (row["height"], row["width"])
     facts = {name: value for name, value in row.items() if name not in _HIDDEN and not name.startswith("p_")}
     return {
         "table": "predictions",
         **_plain(facts),
-        "classes": [{"name": name[2:], "probability": row[name]} for name in classes],
+        "classes": [{"name": names.get(name, name[2:]), "probability": row[name]} for name in columns],
         "mask": _mask(row, shape),
         "frame_results": [
             {
@@ -190,12 +195,6 @@ def _condition(output: str, query: Query, probability: str) -> pads.Expression:
 def _quoted(text: str) -> str:
     """For RE2: every character that is no letter, digit or underscore escaped."""
     return "".join(char if char.isalnum() or char == "_" else f"\\x{{{ord(char):x}}}" for char in text)
-
-
-def _classes(output: str) -> list[str]:
-    """Names of the columns `p_<class>`, over all models of the table."""
-    found = tables.dataset(output, "predictions")
-    return [] if found is None else [name[2:] for name in found.schema.names if name.startswith("p_")]
 
 
 def _newest(output: str, table: str, image_id: int, model_id: str | None) -> dict[str, Any] | None:

@@ -50,8 +50,9 @@ export interface Result {
 }
 
 export interface Model {
-  model_id: string;
-  name?: string;
+  id: string;
+  name: string;
+  default: boolean;
 }
 
 export interface WorklistRow {
@@ -88,7 +89,7 @@ export interface Run {
 export interface Choices {
   runs: Run[];
   models: string[];
-  classes: string[];
+  labels: string[];
   modalities: string[];
   error_codes: string[];
 }
@@ -136,7 +137,7 @@ export class Api {
   }
 
   models(): Promise<Model[]> {
-    return this.json<{ models: Model[] } | Model[]>("v1/models").then((answer) => (Array.isArray(answer) ? answer : answer.models));
+    return this.json<{ models: Model[] }>("v1/models").then((answer) => answer.models);
   }
 
   async card(model: string): Promise<string> {

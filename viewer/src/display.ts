@@ -22,7 +22,8 @@ export function unitValue(stored: number, display: Display, scaling: Scaling, in
 }
 
 /** DICOM PS3.3 C.11.2.1.2.1 (LINEAR), C.11.2.1.3.1 (SIGMOID), C.11.2.1.3.2 (LINEAR_EXACT). */
-export function windowed(value: number, { center, width, function: kind }: Window): number {
+export function windowed(value: number, { center, width, function: kind, bounds }: Window): number {
+  if (bounds && bounds[1] > bounds[0]) return clamp((value - bounds[0]) / (bounds[1] - bounds[0]));
   if (kind === "SIGMOID") return 1 / (1 + Math.exp((-4 * (value - center)) / width));
   if (kind === "LINEAR_EXACT") {
     if (width <= 0) return Number.isNaN(value) ? NaN : value > center ? 1 : 0;

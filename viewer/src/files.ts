@@ -2,7 +2,7 @@
 
 import { mediaType, type Api } from "./api";
 import { fill, h } from "./dom";
-import { modality, plural } from "./format";
+import { kindOf, plural } from "./format";
 import { parse, type Chunk, type Header } from "./pixels";
 import { wordsOf } from "./results";
 import { ObjectSource, StackSource, type Source } from "./source";
@@ -187,5 +187,5 @@ function describe(item: Item): string {
   const { header } = item;
   if (!header) return "";
   const size = `${header.width} × ${header.height}`;
-  return `${modality(header.modality)} · ${size}${header.frames > 1 ? ` × ${header.frames}` : ""}`;
+  return `${kindOf(header)} · ${size}${header.frames > 1 ? ` × ${header.frames}` : ""}`;
 }

@@ -2,8 +2,10 @@
 
 /** A probability with two digits, three near the ends: 0.83, 0.997, 0.002. */
 export function probability(value: number): string {
-  if (value > 0.99 || (value < 0.01 && value > 0)) return value >= 0.9995 && value < 1 ? ">0.999" : value < 0.0005 ? "<0.001" : value.toFixed(3);
-  return value.toFixed(2);
+  if (value >= 0.9995 && value < 1) return ">0.999";
+  if (value > 0 && value < 0.0005) return "<0.001";
+  const nearAnEnd = (value > 0.99 && value < 1) || (value > 0 && value < 0.01);
+  return value.toFixed(nearAnEnd ? 3 : 2);
 }
 
 export function area(mm2: number): string {
@@ -61,6 +63,11 @@ const MODALITIES: Record<string, string> = {
 
 export function modality(code: string): string {
   return MODALITIES[code] ?? code;
+}
+
+/** What a picture is called in few words: its modality, or its format where the file names none. */
+export function kindOf(header: { modality: string; format: string }): string {
+  return header.modality === "OT" ? header.format.toUpperCase() : modality(header.modality);
 }
 
 export function plural(count: number, one: string): string {

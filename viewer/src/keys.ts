@@ -36,14 +36,17 @@ const MOUSE: [string, string][] = [
 ];
 
 export function showHelp(panel: HTMLElement, actions: KeyAction[]): void {
-  const rows = [...actions.map((one): [string, string] => [one.shown, one.what]), ...MOUSE];
+  const row = (keys: (Node | string)[], what: string): HTMLElement => h("tr", {}, h("th", { scope: "row" }, ...keys), h("td", {}, what));
   fill(
     panel,
-    h("table", { class: "keys" }, h("tbody", {}, ...rows.map(([keys, what]) => h("tr", {}, h("th", { scope: "row" }, ...keyCaps(keys)), h("td", {}, what))))),
+    h(
+      "table",
+      { class: "keys" },
+      h("tbody", {}, ...actions.map((one) => row(keyCaps(one.shown), one.what)), ...MOUSE.map(([gesture, what]) => row([gesture], what))),
+    ),
   );
 }
 
 function keyCaps(text: string): (Node | string)[] {
-  if (text.length > 18) return [text];
   return text.split(" ").flatMap((key, index) => [index ? " " : "", h("kbd", {}, key)]);
 }

@@ -58,7 +58,7 @@ async function loadModels(): Promise<void> {
   try {
     const found = await api.models();
     fill(models);
-    for (const one of found) models.append(h("option", { value: one.model_id }, one.model_id));
+    for (const one of found) models.append(h("option", { value: one.id, selected: one.default }, one.id));
     byId("model-label").classList.toggle("single", found.length < 2);
   } catch (problem) {
     fill(models, h("option", { value: "" }, "no model"));

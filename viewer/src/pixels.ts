@@ -7,6 +7,8 @@ export interface Window {
   center: number;
   width: number;
   function: VoiFunction;
+  /** Values that become black and white, where the window was made of them. */
+  bounds?: [low: number, high: number];
 }
 
 /** From stored values to the screen, as the file says. */

@@ -125,7 +125,7 @@ function maskFacts(mask: MaskResult | null, whole: MaskResult | null): [string, 
   const [top, left, bottom, right] = mask.box;
   const facts: [string, string][] = [
     ["Area", mask.area_mm2 === null ? "not known in mm² (no true spacing)" : area(mask.area_mm2)],
-    ["Share of the frame", share(mask.fraction)],
+    ["Share", `${share(mask.fraction)} of the frame`],
     ["Box", `rows ${top}–${bottom - 1}, columns ${left}–${right - 1}`],
   ];
   if (mask.contours === null) facts.push(["Outline", "not saved by this run"]);
@@ -135,7 +135,7 @@ function maskFacts(mask: MaskResult | null, whole: MaskResult | null): [string, 
 /** What the file says of itself. */
 export function showFacts(panel: HTMLElement, header: Header, count: number): void {
   const facts: [string, string][] = [
-    ["Modality", modality(header.modality)],
+    ["Modality", header.modality === "OT" ? "not named by the file" : modality(header.modality)],
     ["Format", header.format.toUpperCase()],
     ["Size", `${header.width} × ${header.height}${count > 1 ? ` × ${count}` : ""}`],
     ["Stored as", header.type === "rgb8" ? "8-bit RGB" : header.type],

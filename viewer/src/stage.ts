@@ -237,7 +237,7 @@ export class Stage {
     const { scale, x, y } = this.view;
     const [width, height] = [source.header.width * scale, source.header.height * scale * this.aspect];
     context.scale(devicePixelRatio, devicePixelRatio);
-    context.imageSmoothingEnabled = scale * devicePixelRatio < 3 && scale * devicePixelRatio !== 1;
+    context.imageSmoothingEnabled = scale * devicePixelRatio < 8 && scale * devicePixelRatio !== 1;
     context.imageSmoothingQuality = this.interacting ? "low" : "high";
     context.drawImage(this.picture, x, y, width, height);
     if (this.layers.heat) {

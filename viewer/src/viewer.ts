@@ -4,7 +4,7 @@ import { Problem, type Api, type FrameResult, type MaskResult, type Result, type
 import { byId, fill, h } from "./dom";
 import { PRESETS } from "./display";
 import { readFiles, showList, typeOf, type Item } from "./files";
-import { localTime, modality, plural, probability, windowNumber } from "./format";
+import { kindOf, localTime, plural, probability, windowNumber } from "./format";
 import { listen } from "./gestures";
 import { heatPicture } from "./overlay";
 import { parse } from "./pixels";
@@ -199,7 +199,7 @@ export class Viewer {
     showFacts(byId("facts"), source.header, source.count);
     await this.stage.show(source, opened.perFrame ? Math.floor(source.count / 2) : 0);
     if (ticket !== this.opening) return;
-    this.say(`${modality(source.header.modality)} image, ${source.header.width} by ${source.header.height}, ${plural(source.count, "frame")}`);
+    this.say(`${kindOf(source.header)} image, ${source.header.width} by ${source.header.height}, ${plural(source.count, "frame")}`);
     await this.score();
   }
 
@@ -241,14 +241,15 @@ export class Viewer {
     const mask = result.frames.length > 1 ? (frame?.mask ?? null) : result.mask;
     showResult(byId("result"), result, frame, this.case?.scored);
     this.stage.layers.contours = mask?.contours ?? null;
-    byId<HTMLButtonElement>("mask").disabled = result.mask === null;
+    byId<HTMLButtonElement>("mask").disabled = byId<HTMLInputElement>("mask-opacity").disabled = result.mask === null;
     this.stage.redraw();
   }
 
   private async updateHeat(): Promise<void> {
     const [opened, ticket, current] = [this.case, this.opening, this.stage.current];
     const button = byId<HTMLButtonElement>("heat");
-    button.disabled = !opened || opened.scored !== null;
+    const slider = byId<HTMLInputElement>("heat-opacity");
+    button.disabled = slider.disabled = !opened || opened.scored !== null;
     button.title = opened?.scored ? "Rows of the tables hold no explanation; open the file itself" : "Which pixels spoke for the predicted class";
     if (!this.heatOn || !opened || !current || opened.scored !== null) return this.setHeat(null);
     try {
@@ -348,8 +349,8 @@ export class Viewer {
 
   private label(source: Source): void {
     const { header } = source;
-    byId("stage").setAttribute("aria-label", `${modality(header.modality)} image, ${header.width} by ${header.height} pixels, ${plural(source.count, "frame")}`);
-    byId("corner-tl").textContent = `${modality(header.modality)}  ${header.width} × ${header.height}`;
+    byId("stage").setAttribute("aria-label", `${kindOf(header)} image, ${header.width} by ${header.height} pixels, ${plural(source.count, "frame")}`);
+    byId("corner-tl").textContent = `${kindOf(header)}  ${header.width} × ${header.height}`;
     for (const side of ["left", "right", "top", "bottom"] as const) byId(`edge-${side}`).textContent = header.edges?.[side] ?? "";
     for (const option of byId<HTMLSelectElement>("preset").options) {
       if (option.dataset.hu) option.hidden = option.disabled = header.unit !== "HU";
@@ -373,6 +374,7 @@ export class Viewer {
     this.item = item;
     this.showItems();
     this.refuseWith("The file cannot be shown", item.problem);
+    fill(byId("result"), h("div", { class: "card muted" }, "Nothing was scored. In a nightly run this object would stand in the failures table under the same code."));
   }
 
   private refuseWith(title: string, problem: unknown, quiet = false): void {
@@ -388,6 +390,7 @@ export class Viewer {
         h("h2", {}, title),
         h("p", {}, detail),
         code && h("p", {}, h("code", {}, code)),
+        !retry && !this.rowId && h("button", { onclick: () => byId("file-input").click() }, "Open another file"),
         retry && this.item && h("button", { onclick: () => this.item && void this.openFiles(this.item.files) }, "Try again"),
       ),
     );

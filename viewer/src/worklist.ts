@@ -86,7 +86,7 @@ export class Worklist {
   }
 
   private showControls(): void {
-    const { runs, classes, modalities, models, error_codes } = this.choices!;
+    const { runs, labels, modalities, models, error_codes } = this.choices!;
     const failures = this.table === "failures";
     const kind = (value: "predictions" | "failures", text: string): HTMLElement =>
       h("button", { "aria-pressed": String(this.table === value), onclick: () => this.switchTo(value) }, text);
@@ -94,7 +94,7 @@ export class Worklist {
       this.controls,
       h("div", { class: "segments", role: "group", "aria-label": "Table" }, kind("predictions", "Predictions"), kind("failures", "Failures")),
       this.select("run_key", "Night", [["", `Last ${NIGHTS} days`], ...runs.map((run): [string, string] => [run.run_key, runText(run)])]),
-      !failures && this.select("label", "Class", [["", "All"], ...classes.map((name): [string, string] => [name, name])]),
+      !failures && this.select("label", "Class", [["", "All"], ...labels.map((name): [string, string] => [name, name])]),
       !failures && this.range(),
       !failures && this.select("modality", "Modality", [["", "All"], ...modalities.map((name): [string, string] => [name, modality(name)])]),
       failures && this.select("error_code", "Reason", [["", "All"], ...error_codes.map((name): [string, string] => [name, name])]),

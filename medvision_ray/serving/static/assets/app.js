@@ -30,7 +30,7 @@ var Api = class {
 		this.store.removeItem(TOKEN);
 	}
 	models() {
-		return this.json("v1/models").then((answer) => Array.isArray(answer) ? answer : answer.models);
+		return this.json("v1/models").then((answer) => answer.models);
 	}
 	async card(model) {
 		return (await this.fetch(`v1/models/${encodeURIComponent(model)}/card`)).text();
@@ -235,8 +235,10 @@ function inline(text) {
 // src/format.ts
 /** A probability with two digits, three near the ends: 0.83, 0.997, 0.002. */
 function probability(value) {
-	if (value > .99 || value < .01 && value > 0) return value >= .9995 && value < 1 ? ">0.999" : value < 5e-4 ? "<0.001" : value.toFixed(3);
-	return value.toFixed(2);
+	if (value >= .9995 && value < 1) return ">0.999";
+	if (value > 0 && value < 5e-4) return "<0.001";
+	const nearAnEnd = value > .99 && value < 1 || value > 0 && value < .01;
+	return value.toFixed(nearAnEnd ? 3 : 2);
 }
 function area(mm2) {
 	return mm2 >= 1e3 ? `${(mm2 / 100).toFixed(1)} cm²` : `${mm2.toFixed(mm2 < 10 ? 1 : 0)} mm²`;
@@ -286,6 +288,10 @@ var MODALITIES = {
 };
 function modality(code) {
 	return MODALITIES[code] ?? code;
+}
+/** What a picture is called in few words: its modality, or its format where the file names none. */
+function kindOf(header) {
+	return header.modality === "OT" ? header.format.toUpperCase() : modality(header.modality);
 }
 function plural(count, one) {
 	return `${count.toLocaleString("en")} ${one}${count === 1 ? "" : "s"}`;
@@ -420,7 +426,7 @@ function maskFacts(mask, whole) {
 	const [top, left, bottom, right] = mask.box;
 	const facts = [
 		["Area", mask.area_mm2 === null ? "not known in mm² (no true spacing)" : area(mask.area_mm2)],
-		["Share of the frame", share(mask.fraction)],
+		["Share", `${share(mask.fraction)} of the frame`],
 		["Box", `rows ${top}–${bottom - 1}, columns ${left}–${right - 1}`]
 	];
 	if (mask.contours === null) facts.push(["Outline", "not saved by this run"]);
@@ -429,7 +435,7 @@ function maskFacts(mask, whole) {
 /** What the file says of itself. */
 function showFacts(panel, header, count) {
 	const facts = [
-		["Modality", modality(header.modality)],
+		["Modality", header.modality === "OT" ? "not named by the file" : modality(header.modality)],
 		["Format", header.format.toUpperCase()],
 		["Size", `${header.width} × ${header.height}${count > 1 ? ` × ${count}` : ""}`],
 		["Stored as", header.type === "rgb8" ? "8-bit RGB" : header.type],
@@ -693,7 +699,7 @@ function describe(item) {
 	const { header } = item;
 	if (!header) return "";
 	const size = `${header.width} × ${header.height}`;
-	return `${modality(header.modality)} · ${size}${header.frames > 1 ? ` × ${header.frames}` : ""}`;
+	return `${kindOf(header)} · ${size}${header.frames > 1 ? ` × ${header.frames}` : ""}`;
 }
 // src/keys.ts
 /** Act on keys pressed anywhere but in fields and open dialogs; `active` says whether the viewer is shown. */
@@ -720,10 +726,10 @@ var MOUSE = [
 	["Double click", "Fit to the stage"]
 ];
 function showHelp(panel, actions) {
-	fill(panel, h("table", { class: "keys" }, h("tbody", {}, ...[...actions.map((one) => [one.shown, one.what]), ...MOUSE].map(([keys, what]) => h("tr", {}, h("th", { scope: "row" }, ...keyCaps(keys)), h("td", {}, what))))));
+	const row = (keys, what) => h("tr", {}, h("th", { scope: "row" }, ...keys), h("td", {}, what));
+	fill(panel, h("table", { class: "keys" }, h("tbody", {}, ...actions.map((one) => row(keyCaps(one.shown), one.what)), ...MOUSE.map(([gesture, what]) => row([gesture], what)))));
 }
 function keyCaps(text) {
-	if (text.length > 18) return [text];
 	return text.split(" ").flatMap((key, index) => [index ? " " : "", h("kbd", {}, key)]);
 }
 // src/theme.ts
@@ -788,7 +794,8 @@ function unitValue(stored, display, scaling, invert = display.invert) {
 	return invert ? 1 - shown : shown;
 }
 /** DICOM PS3.3 C.11.2.1.2.1 (LINEAR), C.11.2.1.3.1 (SIGMOID), C.11.2.1.3.2 (LINEAR_EXACT). */
-function windowed(value, { center, width, function: kind }) {
+function windowed(value, { center, width, function: kind, bounds }) {
+	if (bounds && bounds[1] > bounds[0]) return clamp((value - bounds[0]) / (bounds[1] - bounds[0]));
 	if (kind === "SIGMOID") return 1 / (1 + Math.exp(-4 * (value - center) / width));
 	if (kind === "LINEAR_EXACT") {
 		if (width <= 0) return Number.isNaN(value) ? NaN : value > center ? 1 : 0;
@@ -1356,7 +1363,7 @@ var Stage = class {
 		const { scale, x, y } = this.view;
 		const [width, height] = [source.header.width * scale, source.header.height * scale * this.aspect];
 		context.scale(devicePixelRatio, devicePixelRatio);
-		context.imageSmoothingEnabled = scale * devicePixelRatio < 3 && scale * devicePixelRatio !== 1;
+		context.imageSmoothingEnabled = scale * devicePixelRatio < 8 && scale * devicePixelRatio !== 1;
 		context.imageSmoothingQuality = this.interacting ? "low" : "high";
 		context.drawImage(this.picture, x, y, width, height);
 		if (this.layers.heat) {
@@ -1501,7 +1508,7 @@ var Worklist = class {
 		fill(this.pager);
 	}
 	showControls() {
-		const { runs, classes, modalities, models, error_codes } = this.choices;
+		const { runs, labels, modalities, models, error_codes } = this.choices;
 		const failures = this.table === "failures";
 		const kind = (value, text) => h("button", {
 			"aria-pressed": String(this.table === value),
@@ -1511,7 +1518,7 @@ var Worklist = class {
 			class: "segments",
 			role: "group",
 			"aria-label": "Table"
-		}, kind("predictions", "Predictions"), kind("failures", "Failures")), this.select("run_key", "Night", [["", `Last ${NIGHTS} days`], ...runs.map((run) => [run.run_key, runText(run)])]), !failures && this.select("label", "Class", [["", "All"], ...classes.map((name) => [name, name])]), !failures && this.range(), !failures && this.select("modality", "Modality", [["", "All"], ...modalities.map((name) => [name, modality(name)])]), failures && this.select("error_code", "Reason", [["", "All"], ...error_codes.map((name) => [name, name])]), models.length > 1 && this.select("model_id", "Model", [["", "All"], ...models.map((name) => [name, name])]), !failures && this.select("order", "Order", [
+		}, kind("predictions", "Predictions"), kind("failures", "Failures")), this.select("run_key", "Night", [["", `Last ${NIGHTS} days`], ...runs.map((run) => [run.run_key, runText(run)])]), !failures && this.select("label", "Class", [["", "All"], ...labels.map((name) => [name, name])]), !failures && this.range(), !failures && this.select("modality", "Modality", [["", "All"], ...modalities.map((name) => [name, modality(name)])]), failures && this.select("error_code", "Reason", [["", "All"], ...error_codes.map((name) => [name, name])]), models.length > 1 && this.select("model_id", "Model", [["", "All"], ...models.map((name) => [name, name])]), !failures && this.select("order", "Order", [
 			["newest", "Newest first"],
 			["probability", "Most certain first"],
 			["uncertain", "Least certain first"]
@@ -1835,7 +1842,7 @@ var Viewer = class {
 		showFacts(byId("facts"), source.header, source.count);
 		await this.stage.show(source, opened.perFrame ? Math.floor(source.count / 2) : 0);
 		if (ticket !== this.opening) return;
-		this.say(`${modality(source.header.modality)} image, ${source.header.width} by ${source.header.height}, ${plural(source.count, "frame")}`);
+		this.say(`${kindOf(source.header)} image, ${source.header.width} by ${source.header.height}, ${plural(source.count, "frame")}`);
 		await this.score();
 	}
 	/** Ask for the result of what is on the stage, and show it. */
@@ -1872,7 +1879,7 @@ var Viewer = class {
 		const mask = result.frames.length > 1 ? frame?.mask ?? null : result.mask;
 		showResult(byId("result"), result, frame, this.case?.scored);
 		this.stage.layers.contours = mask?.contours ?? null;
-		byId("mask").disabled = result.mask === null;
+		byId("mask").disabled = byId("mask-opacity").disabled = result.mask === null;
 		this.stage.redraw();
 	}
 	async updateHeat() {
@@ -1882,7 +1889,8 @@ var Viewer = class {
 			this.stage.current
 		];
 		const button = byId("heat");
-		button.disabled = !opened || opened.scored !== null;
+		const slider = byId("heat-opacity");
+		button.disabled = slider.disabled = !opened || opened.scored !== null;
 		button.title = opened?.scored ? "Rows of the tables hold no explanation; open the file itself" : "Which pixels spoke for the predicted class";
 		if (!this.heatOn || !opened || !current || opened.scored !== null) return this.setHeat(null);
 		try {
@@ -1980,8 +1988,8 @@ var Viewer = class {
 	}
 	label(source) {
 		const { header } = source;
-		byId("stage").setAttribute("aria-label", `${modality(header.modality)} image, ${header.width} by ${header.height} pixels, ${plural(source.count, "frame")}`);
-		byId("corner-tl").textContent = `${modality(header.modality)}  ${header.width} × ${header.height}`;
+		byId("stage").setAttribute("aria-label", `${kindOf(header)} image, ${header.width} by ${header.height} pixels, ${plural(source.count, "frame")}`);
+		byId("corner-tl").textContent = `${kindOf(header)}  ${header.width} × ${header.height}`;
 		for (const side of [
 			"left",
 			"right",
@@ -2015,6 +2023,7 @@ var Viewer = class {
 		this.item = item;
 		this.showItems();
 		this.refuseWith("The file cannot be shown", item.problem);
+		fill(byId("result"), h("div", { class: "card muted" }, "Nothing was scored. In a nightly run this object would stand in the failures table under the same code."));
 	}
 	refuseWith(title, problem, quiet = false) {
 		this.stage.clear();
@@ -2024,7 +2033,7 @@ var Viewer = class {
 		fill(byId("message"), h("div", {
 			class: "refusal",
 			role: quiet ? null : "alert"
-		}, h("h2", {}, title), h("p", {}, detail), code && h("p", {}, h("code", {}, code)), retry && this.item && h("button", { onclick: () => this.item && void this.openFiles(this.item.files) }, "Try again")));
+		}, h("h2", {}, title), h("p", {}, detail), code && h("p", {}, h("code", {}, code)), !retry && !this.rowId && h("button", { onclick: () => byId("file-input").click() }, "Open another file"), retry && this.item && h("button", { onclick: () => this.item && void this.openFiles(this.item.files) }, "Try again")));
 	}
 	welcome() {
 		fill(byId("message"), h("div", { class: "welcome" }, h("h1", {}, "Drop an image here"), h("p", {}, "DICOM, NIfTI, PNG, JPEG, TIFF or BMP, one file or a folder with a series."), h("div", { class: "actions" }, h("button", {
@@ -2160,7 +2169,10 @@ async function loadModels() {
 	try {
 		const found = await api.models();
 		fill(models);
-		for (const one of found) models.append(h("option", { value: one.model_id }, one.model_id));
+		for (const one of found) models.append(h("option", {
+			value: one.id,
+			selected: one.default
+		}, one.id));
 		byId("model-label").classList.toggle("single", found.length < 2);
 	} catch (problem) {
 		fill(models, h("option", { value: "" }, "no model"));

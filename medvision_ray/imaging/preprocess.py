@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import cv2
@@ -75,6 +76,18 @@ def preprocess_id(config: PreprocessConfig, *, reduced: bool = False) -> str:
         del options["slices"]
     content = json.dumps({"version": VERSION, **options}, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def show_frame(image: MedicalImage, config: PreprocessConfig, frame: int) -> NDArray[np.uint8]:
+    """One frame as the model is shown it, before colour, denoising and resizing: `(rows, columns)` or with 3 for RGB.
+
+    Raises:
+        DecodeError: as `prepare`.
+    """
+    try:
+        return _to_uint8(next(islice(_shown_frames(image, config), frame, None)))
+    except MemoryError:
+        raise DecodeError(ErrorCode.OUT_OF_MEMORY, Stage.PREPROCESS) from None
 
 
 def _prepare(image: MedicalImage, config: PreprocessConfig) -> ModelInput:

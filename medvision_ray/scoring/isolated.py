@@ -12,12 +12,10 @@ import contextlib
 import dataclasses
 import json
 import os
-import resource
-import selectors
 import subprocess
 import sys
 import time
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -26,9 +24,17 @@ from medvision_ray.errors import StorageError
 from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
 from medvision_ray.privacy import Pseudonymiser
 from medvision_ray.scoring.objects import Effort, ObjectReader, PreparedObject
+from medvision_ray.scoring.pipes import (
+    OUT_OF_MEMORY_STATUS,
+    START_SECONDS,
+    answer_with,
+    limit_memory,
+    own_stdout,
+    receive,
+    receive_line,
+    send,
+)
 
-_START_SECONDS = 60.0
-_OUT_OF_MEMORY_STATUS = 86
 _NO_STORE_STATUS = 87
 
 
@@ -58,13 +64,13 @@ class IsolatedReader:
         started = time.monotonic()
         deadline = started + self._reader.decode.max_seconds
         try:
-            _send(child.stdin, {name: entry.get(name) for name in ("uri", "etag", "size", "members")})
-            answer = json.loads(_receive_line(child.stdout, deadline))
+            send(child.stdin, {name: entry.get(name) for name in ("uri", "etag", "size", "members")})
+            answer = json.loads(receive_line(child.stdout, deadline))
             for name, value in answer["effort"].items():
                 setattr(effort, name, value)
             if "code" in answer:
                 raise DecodeError(ErrorCode(answer["code"]), Stage(answer["stage"]), **answer["facts"])
-            pixels = _receive(child.stdout, int(np.prod(answer["shape"])), deadline)
+            pixels = receive(child.stdout, int(np.prod(answer["shape"])), deadline)
         except TimeoutError:
             effort.decode_seconds = time.monotonic() - started
             self.close()
@@ -73,7 +79,7 @@ class IsolatedReader:
             effort.decode_seconds = time.monotonic() - started
             status = child.wait()
             self.close()
-            code = ErrorCode.OUT_OF_MEMORY if status == _OUT_OF_MEMORY_STATUS else ErrorCode.WORKER_CRASH
+            code = ErrorCode.OUT_OF_MEMORY if status == OUT_OF_MEMORY_STATUS else ErrorCode.WORKER_CRASH
             raise DecodeError(code, exit_status=status) from None
         except DecodeError:
             raise
@@ -120,48 +126,13 @@ class IsolatedReader:
             "key": base64.b64encode(keys.key).decode() if keys else None,
             "policy": keys.policy.model_dump(mode="json") if keys else None,
         }
-        _send(self._child.stdin, settings)
-        _receive_line(self._child.stdout, time.monotonic() + _START_SECONDS)
+        send(self._child.stdin, settings)
+        receive_line(self._child.stdout, time.monotonic() + START_SECONDS)
         return self._child
 
 
-def _send(stream: IO[bytes] | None, message: dict[str, Any]) -> None:
-    if stream is None:
-        raise BrokenPipeError
-    stream.write(json.dumps(message).encode() + b"\n")
-    stream.flush()
-
-
-def _receive(stream: IO[bytes] | None, count: int, deadline: float) -> bytes:
-    """Exactly `count` bytes; the pipe is read unbuffered so that `select` tells the truth."""
-    if stream is None:
-        raise EOFError
-    parts = bytearray()
-    with selectors.DefaultSelector() as selector:
-        selector.register(stream, selectors.EVENT_READ)
-        while len(parts) < count:
-            if not selector.select(max(0.0, deadline - time.monotonic())):
-                raise TimeoutError
-            part = os.read(stream.fileno(), min(count - len(parts), 1 << 20))
-            if not part:
-                raise EOFError
-            parts += part
-    return bytes(parts)
-
-
-def _receive_line(stream: IO[bytes] | None, deadline: float) -> bytes:
-    size = int.from_bytes(_receive(stream, 4, deadline), "big")
-    return _receive(stream, size, deadline)
-
-
-def _answer(out: IO[bytes], message: dict[str, Any], payload: bytes = b"") -> None:
-    text = json.dumps(message).encode()
-    out.write(len(text).to_bytes(4, "big") + text + payload)
-    out.flush()
-
-
 def _serve() -> None:
-    out = _own_stdout()
+    out = own_stdout()
     import cv2
 
     cv2.setNumThreads(1)
@@ -169,26 +140,26 @@ def _serve() -> None:
     config = DecodeConfig.model_validate_json(json.dumps(settings["decode"]))
     preprocess = PreprocessConfig.model_validate_json(json.dumps(settings["preprocess"]))
     reader = ObjectReader(config, preprocess, _pseudonymiser(settings))
-    _limit_memory(config.max_memory_bytes)
-    _answer(out, {"ready": True})
+    limit_memory(config.max_memory_bytes)
+    answer_with(out, {"ready": True})
     for line in sys.stdin.buffer:
         request = json.loads(line)
         effort = Effort()
         try:
             ready = reader.prepare(reader.read_entry(request, effort), effort)
         except DecodeError as error:
-            _answer(out, _reason(error, effort))
+            answer_with(out, _reason(error, effort))
             continue
         except MemoryError:
-            os._exit(_OUT_OF_MEMORY_STATUS)
+            os._exit(OUT_OF_MEMORY_STATUS)
         except StorageError:
             os._exit(_NO_STORE_STATUS)
         except (Exception, SystemExit) as error:  # a defect of a decoder, as in the worker itself
             defect = DecodeError(ErrorCode.INTERNAL_ERROR, exception=type(error).__name__[:64])
-            _answer(out, _reason(defect, effort))
+            answer_with(out, _reason(defect, effort))
             continue
         pixels = np.ascontiguousarray(ready.pixels).tobytes()
-        _answer(out, {**ready.facts(), "effort": dataclasses.asdict(effort)}, pixels)
+        answer_with(out, {**ready.facts(), "effort": dataclasses.asdict(effort)}, pixels)
 
 
 def _pseudonymiser(settings: dict[str, Any]) -> Pseudonymiser | None:
@@ -196,27 +167,6 @@ def _pseudonymiser(settings: dict[str, Any]) -> Pseudonymiser | None:
         return None
     policy = PrivacyConfig.model_validate_json(json.dumps(settings["policy"]))
     return Pseudonymiser(base64.b64decode(settings["key"]), policy)
-
-
-def _own_stdout() -> IO[bytes]:
-    """The pipe to the parent, out of the way of native code that prints."""
-    pipe = os.fdopen(os.dup(1), "wb")
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.close(nowhere)
-    return pipe
-
-
-def _limit_memory(more_bytes: int) -> None:
-    """Limit the address space to what is mapped now and so much more; allocations beyond it fail."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    try:
-        with open("/proc/self/statm") as stream:
-            now = int(stream.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:  # not Linux
-        now = 0
-    with contextlib.suppress(ValueError):  # a lower limit is set already
-        resource.setrlimit(resource.RLIMIT_AS, (now + more_bytes, now + more_bytes))
 
 
 def _reason(error: DecodeError, effort: Effort) -> dict[str, Any]:

@@ -1,0 +1,304 @@
+"""The engine of a replica: answers equal the batch job's rows, crashes cost one object, models come and go."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from medvision_ray.bundle import Bundle, load_bundle, save_bundle
+from medvision_ray.config import DecodeConfig, ModelConfig, PreprocessConfig, PrivacyConfig
+from medvision_ray.config.serving import ScaleConfig, ServeJob, ServingDecodeConfig
+from medvision_ray.demo.archive import PhantomArchive
+from medvision_ray.errors import BundleError
+from medvision_ray.imaging.errors import DecodeError, ErrorCode
+from medvision_ray.learning.model import build_model
+from medvision_ray.privacy import load_pseudonymiser
+from medvision_ray.scoring.masks import decode_mask
+from medvision_ray.scoring.objects import Effort, ObjectReader
+from medvision_ray.scoring.predicting import RowMaker
+from medvision_ray.scoring.predictor import Predictor
+from medvision_ray.scoring.preparing import Outcome
+from medvision_ray.serving.answers import Answer
+from medvision_ray.serving.decoders import DecodingProcess
+from medvision_ray.serving.drawing import contours, run_lengths
+from medvision_ray.serving.engine import PredictOptions
+from medvision_ray.serving.local import LocalEngine
+from medvision_ray.serving.models import Models
+from medvision_ray.serving.problems import RequestError
+from medvision_ray.tables import probability_columns
+
+RLE = PredictOptions("0" * 32, mask="rle")
+KEY = load_pseudonymiser(PrivacyConfig(demo_key=True))
+
+
+def settings(bundle: Bundle, **more: Any) -> ServeJob:
+    return ServeJob(bundles=(bundle.uri,), scale=ScaleConfig(decoders=1), **more)
+
+
+@pytest.fixture(scope="module")
+def engine(bundle: Bundle) -> Iterator[LocalEngine]:
+    engine = LocalEngine(settings(bundle))
+    engine.start()
+    yield engine
+    engine.close()
+
+
+def predict(engine: LocalEngine, data: bytes, options: PredictOptions = RLE) -> Answer:
+    return asyncio.run(engine.predict(data, options))
+
+
+@pytest.fixture(scope="module")
+def batch_rows(bundle: Bundle) -> RowMaker:
+    """What a scoring actor makes rows with, one frame a forward pass as a lone request has it."""
+    torch.set_num_threads(1)
+    return RowMaker(bundle, Predictor(bundle, batch_frames=1), 1, True)
+
+
+def batch_row(batch_rows: RowMaker, bundle: Bundle, data: bytes) -> dict[str, Any] | DecodeError:
+    effort = Effort()
+    try:
+        ready = ObjectReader(DecodeConfig(), bundle.preprocess, KEY).prepare(data, effort)
+    except DecodeError as error:
+        return error
+    return batch_rows.rows([Outcome({"image_id": 1, "uri": "u", "etag": "e"}, ready, effort, 1)])[0]
+
+
+def assert_equal(answer: Answer, row: dict[str, Any], bundle: Bundle) -> None:
+    """Every number of an answer is the row's, bit for bit."""
+    image = answer.image
+    assert (image.height, image.width, image.frames) == (row["height"], row["width"], row["frames"])
+    assert (image.modality, image.spacing_mm) == (row["modality"], row["spacing_mm"])
+    assert image.spacing_source == row["spacing_source"]
+    assert (answer.predicted_label, answer.predicted_probability) == (
+        row["predicted_label"],
+        row["predicted_probability"],
+    )
+    assert [item.probability for item in answer.classes] == [row[name] for name in probability_columns(bundle.classes)]
+    assert (answer.key_frame, answer.preprocess_id) == (row["key_frame"], row["preprocess_id"])
+    shape = (row["height"], row["width"])
+    assert_masks_equal(answer.mask, row, shape)
+    assert len(answer.frames) == len(row["frame_results"])
+    for frame, item in zip(answer.frames, row["frame_results"], strict=True):
+        assert frame.predicted_probability == item["predicted_probability"]
+        assert [one.probability for one in frame.classes] == item["probabilities"]
+        assert_masks_equal(frame.mask, item, shape)
+
+
+def assert_masks_equal(mask: Any, columns: dict[str, Any], shape: tuple[int, int]) -> None:
+    expected = decode_mask(columns["mask"], columns["mask_box"], shape)
+    assert (mask.fraction, mask.area_mm2, mask.box) == (
+        columns["mask_fraction"],
+        columns["mask_area_mm2"],
+        columns["mask_box"],
+    )
+    assert np.array_equal(from_run_lengths(mask.rle.counts, shape), expected)
+
+
+def from_run_lengths(counts: list[int], shape: tuple[int, int]) -> np.ndarray[Any, Any]:
+    flat = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+    return flat.reshape(shape, order="F")
+
+
+def objects_of(phantom: PhantomArchive) -> list[bytes]:
+    files = sorted(path for path in Path(phantom.night_1).rglob("*") if path.is_file())
+    return [path.read_bytes() for path in files]
+
+
+def compare(engine: LocalEngine, batch_rows: RowMaker, bundle: Bundle, contents: list[bytes]) -> tuple[int, int]:
+    """Asserts that each object has the row's answer or the failure row's error; answers how many of either."""
+    scored = failed = 0
+    for data in contents:
+        expected = batch_row(batch_rows, bundle, data)
+        if isinstance(expected, DecodeError):
+            with pytest.raises(DecodeError) as caught:
+                predict(engine, data)
+            assert (caught.value.code, str(caught.value)) == (expected.code, str(expected))
+            failed += 1
+        else:
+            assert_equal(predict(engine, data), expected, bundle)
+            scored += 1
+    return scored, failed
+
+
+def test_answers_equal_the_batch_rows_bit_for_bit(
+    engine: LocalEngine, batch_rows: RowMaker, bundle: Bundle, phantom: PhantomArchive
+) -> None:
+    contents = [data for data in objects_of(phantom) if data]
+    scored, failed = compare(engine, batch_rows, bundle, contents[::3])
+    assert scored >= 10
+    assert failed >= 1
+
+
+@pytest.mark.slow
+def test_answers_equal_the_batch_rows_over_the_real_data(
+    engine: LocalEngine, batch_rows: RowMaker, bundle: Bundle, data_dir: Path, corpora_dir: Path
+) -> None:
+    files = [path for kind in ("brain_mri", "chest_xray", "chest_ct_dicom") for path in images(data_dir / kind, 40)]
+    files += [path for path in sorted(corpora_dir.rglob("*")) if path.is_file() and path.stat().st_size < 8 << 20]
+    scored, failed = compare(engine, batch_rows, bundle, [data for path in files if (data := path.read_bytes())])
+    print(f"{scored} answers equal rows, {failed} errors equal failures")
+    assert scored > 300
+
+
+def images(folder: Path, count: int) -> list[Path]:
+    found = sorted(path for path in folder.rglob("*") if path.suffix in (".jpg", ".jpeg", ".png", ".dcm"))
+    return found[:: max(1, len(found) // count)]
+
+
+def test_a_frame_s_company_changes_its_probabilities_by_rounding_alone(bundle: Bundle, phantom: PhantomArchive) -> None:
+    """float32 kernels for other batch sizes round otherwise; so do two batch runs whose blocks differ."""
+    models = Models(settings(bundle))
+    served = models.find(None)
+    reader = ObjectReader(DecodeConfig(), bundle.preprocess, None)
+    ready = []
+    for data in objects_of(phantom)[:16]:
+        with contextlib.suppress(DecodeError):
+            ready.append(reader.prepare(data, Effort()))
+    assert len(ready) >= 10
+    outcomes = [(served, Outcome({"image_id": 0, "uri": "", "etag": ""}, one, Effort(), 1)) for one in ready]
+    together = models.score(outcomes)
+    for item, row in zip(outcomes, together, strict=True):
+        alone = models.score([item])[0]
+        assert isinstance(row, dict)
+        assert isinstance(alone, dict)
+        for name in probability_columns(bundle.classes):
+            assert row[name] == pytest.approx(alone[name], abs=2e-7)
+
+
+def test_contours_filled_give_the_mask_back() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        mask = cv2.resize(rng.random((6, 7)), (35, 30)) > 0.6
+        drawn = np.zeros((30 * 8, 35 * 8), np.uint8)
+        lines = [((np.asarray(line)[:, ::-1] + 0.5) * 8).round().astype(np.int32) for line in contours(mask)]
+        cv2.fillPoly(drawn, lines, 1)
+        assert np.array_equal(drawn[4::8, 4::8].astype(bool), mask)
+
+
+def test_run_lengths_are_those_of_pycocotools() -> None:
+    mask = np.array([[0, 0, 1], [1, 0, 1]], bool)
+    assert run_lengths(mask) == [1, 1, 2, 2]
+    assert run_lengths(np.ones((2, 2), bool)) == [0, 4]
+    assert run_lengths(np.zeros((2, 2), bool)) == [4]
+
+
+def test_a_mask_as_png_is_the_same_mask(engine: LocalEngine, phantom: PhantomArchive) -> None:
+    data = next(data for data in objects_of(phantom) if data[128:132] == b"DICM")
+    lengths, png = predict(engine, data).mask, predict(engine, data, PredictOptions("1", mask="png")).mask
+    assert lengths is not None
+    assert lengths.rle is not None
+    assert png is not None
+    assert png.png is not None
+    picture = cv2.imdecode(np.frombuffer(base64.b64decode(png.png), np.uint8), cv2.IMREAD_UNCHANGED)
+    shape = (picture.shape[0], picture.shape[1])
+    assert np.array_equal(picture > 0, from_run_lengths(lengths.rle.counts, shape))
+    assert int((picture > 0).sum()) == png.pixels
+
+
+def test_a_process_that_dies_costs_its_object_alone(engine: LocalEngine, phantom: PhantomArchive) -> None:
+    data = next(data for data in objects_of(phantom) if data[128:132] == b"DICM")
+    before = predict(engine, data)
+    process = engine.decoders._all[0]._process
+    assert process is not None
+    os.kill(process.pid, signal.SIGSTOP)  # it holds the object, and then dies
+
+    async def run() -> Any:
+        asyncio.get_running_loop().call_later(0.3, os.kill, process.pid, signal.SIGKILL)
+        return await asyncio.gather(engine.predict(data, RLE), engine.predict(data, RLE), return_exceptions=True)
+
+    first, second = asyncio.run(run())
+    assert isinstance(first, DecodeError)
+    assert first.code is ErrorCode.WORKER_CRASH
+    assert isinstance(second, Answer)
+    assert second.classes == before.classes
+
+
+@pytest.mark.parametrize(
+    ("limits", "code"),
+    [
+        (ServingDecodeConfig(max_seconds=0.0001), ErrorCode.TIMEOUT),
+        (ServingDecodeConfig(max_memory_bytes=4 << 20), ErrorCode.OUT_OF_MEMORY),
+        (ServingDecodeConfig(max_frame_pixels=1000), ErrorCode.TOO_LARGE),
+    ],
+)
+def test_a_limit_has_the_code_of_the_failures_table(
+    limits: ServingDecodeConfig, code: ErrorCode, phantom_series: Callable[..., list[bytes]]
+) -> None:
+    process = DecodingProcess(limits)
+    with pytest.raises(DecodeError) as caught:
+        process.run("prepare", phantom_series(1, size=2048)[0], {"preprocess": PreprocessConfig().model_dump_json()})
+    assert caught.value.code is code
+    process.close()
+
+
+def other_bundle(place: Path, name: str, seed: int) -> Bundle:
+    torch.manual_seed(seed)
+    architecture = ModelConfig(encoder="tu-mobilenetv3_small_050", segmentation=False)
+    preprocess = PreprocessConfig(size=(32, 32))
+    return save_bundle(
+        str(place),
+        name=name,
+        architecture=architecture,
+        preprocess=preprocess,
+        classes=("a", "b"),
+        multi_label=False,
+        thresholds=(),
+        mask_threshold=0.5,
+        trained={},
+        metrics={},
+        train_digest=(),
+        model=build_model(architecture, preprocess, 2),
+    )
+
+
+def test_models_are_found_by_name_and_the_least_recently_used_goes(bundle: Bundle, tmp_path: Path) -> None:
+    two, three = other_bundle(tmp_path / "2", "two", 2), other_bundle(tmp_path / "3", "three", 3)
+    job = ServeJob(bundles=(bundle.uri, two.uri, three.uri), scale=ScaleConfig(models_in_memory=2))
+    models = Models(job)
+    assert models.find(None).bundle.model_id == bundle.model_id
+    assert models.find("two") is models.find(two.model_id)
+    with pytest.raises(RequestError, match="no model"):
+        models.find("four")
+    for name in (None, "two", None, "three"):
+        models.load(models.find(name))
+    assert [(one.name, one.loaded) for one in models.facts()] == [("random", True), ("two", False), ("three", True)]
+    with pytest.raises(BundleError, match="different names"):
+        Models(ServeJob(bundles=(two.uri, two.uri)))
+
+
+def test_a_new_version_takes_over_and_what_is_under_way_keeps_the_old_one(tmp_path: Path, bundle: Bundle) -> None:
+    other_bundle(tmp_path / "new", "m", 2)
+    old = other_bundle(tmp_path / "served", "m", 1)
+    job = ServeJob(bundles=(old.uri,), scale=ScaleConfig(decoders=1))
+    engine = LocalEngine(job)
+    engine.start()
+    picture = cv2.imencode(".png", np.arange(4096, dtype=np.uint8).reshape(64, 64))[1].tobytes()
+    before = predict(engine, picture)
+    assert engine.models_served.refresh() == []
+
+    (tmp_path / "served" / "bundle.yaml").unlink()  # being written
+    assert engine.models_served.refresh() == []
+    assert predict(engine, picture).classes == before.classes
+
+    shutil.copytree(tmp_path / "new", tmp_path / "served", dirs_exist_ok=True)
+    under_way = engine.models_served.find(None)
+    new = load_bundle(old.uri)
+    assert engine.models_served.refresh() == [new.model_id]
+    after = predict(engine, picture)
+    assert (before.model_id, after.model_id) == (old.model_id, new.model_id)
+    assert before.classes != after.classes
+    still = asyncio.run(engine._predict(picture, RLE, under_way))
+    assert (still.model_id, still.classes) == (old.model_id, before.classes)
+    engine.close()

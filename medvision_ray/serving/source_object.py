@@ -13,7 +13,7 @@ from medvision_ray.privacy import HASHED
 _THREADS = 8
 
 
-class NotOpenable(MedVisionError):
+class NotOpenableError(MedVisionError):
     """The row names an object whose content cannot be had.
 
     Attributes:
@@ -34,16 +34,18 @@ def read_source(uri: str, etag: str, max_bytes: int) -> list[bytes]:
         max_bytes: largest object, and largest series.
 
     Raises:
-        NotOpenable: the address is a pseudonym, is no place in an archive, or names a series whose
+        NotOpenableError: the address is a pseudonym, is no place in an archive, or names a series whose
             slices are not all in one folder.
         StorageError: it is gone, changed, too large, or the store refused.
     """
     if uri.startswith(HASHED):
-        raise NotOpenable(
+        raise NotOpenableError(
             "hashed_address", "This site keeps no addresses (`privacy.uri: hash`): the image cannot be opened."
         )
     if "://" in uri and uri.split("://", 1)[0] not in ("file", "s3", "gs"):
-        raise NotOpenable("not_in_archive", "This image was sent to the API and is in no archive: it cannot be opened.")
+        raise NotOpenableError(
+            "not_in_archive", "This image was sent to the API and is in no archive: it cannot be opened."
+        )
     if not uri.endswith(SUFFIX):
         return [storage.read_bytes(uri, max_bytes=max_bytes, etag=etag or None)]
     members = _members(uri, etag)
@@ -61,7 +63,7 @@ def _members(uri: str, etag: str) -> list[tuple[str, str, int]]:
     for entry, group in zip(entries, members, strict=True):
         if group and entry[:2] == (uri, etag):
             return group
-    raise NotOpenable(
+    raise NotOpenableError(
         "series_scattered",
         "The slices of this series are no longer together in one folder as they were scored: it cannot be opened.",
     )

@@ -25,7 +25,7 @@ from medvision_ray.serving.problems import RequestError
 from medvision_ray.serving.receiving import receive
 from medvision_ray.serving.routes import BODY, EngineOf, problems
 from medvision_ray.serving.security import authorised
-from medvision_ray.serving.source_object import NotOpenable, read_source
+from medvision_ray.serving.source_object import NotOpenableError, read_source
 
 _ANSWER_BYTES = 64 << 20
 _STORAGE_STATUS = {"not_found": 404, "too_large": 413, "changed_while_reading": 409}
@@ -126,7 +126,7 @@ class Viewing:
                 raise _unknown()
             try:
                 parts = await run_in_threadpool(read_source, *place, self._settings.decode.max_bytes)
-            except NotOpenable as error:
+            except NotOpenableError as error:
                 raise RequestError(409, error.code, str(error)) from None
             except StorageError as error:
                 raise _of_storage_error(error) from None

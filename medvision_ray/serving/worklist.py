@@ -8,14 +8,16 @@ from __future__ import annotations
 from datetime import date, timedelta
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from medvision_ray import tables
 from medvision_ray.scoring.masks import decode_mask
-from medvision_ray.serving.contours import contours_of
+from medvision_ray.serving.drawing import contours
 
 DEFAULT_NIGHTS = 30
 Text = Annotated[str, Field(min_length=1, max_length=200)]
@@ -212,14 +214,23 @@ def _mask(result: dict[str, Any], shape: tuple[int, int]) -> dict[str, Any] | No
     """A stored mask as contours; `contours` is None where the run saved no masks."""
     if result["mask_fraction"] is None:
         return None
-    saved = result["mask"] is not None or result["mask_box"] is None
     box = result["mask_box"]
+    saved = result["mask"] is not None or box is None
     return {
         "fraction": result["mask_fraction"],
         "area_mm2": result["mask_area_mm2"],
         "box": box,
-        "contours": contours_of(decode_mask(result["mask"], tuple(box) if box else None, shape)) if saved else None,
+        "contours": _outlines(decode_mask(result["mask"], box, shape), box) if saved else None,
     }
+
+
+def _outlines(mask: NDArray[np.bool_], box: list[int] | None) -> list[list[list[float]]]:
+    """Contours of a mask on the whole frame's grid; only its box is searched."""
+    if not box:
+        return []
+    top, left, bottom, right = box
+    lines = contours(mask[top:bottom, left:right])
+    return [[[row + top, column + left] for row, column in line] for line in lines]
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:

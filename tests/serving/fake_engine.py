@@ -22,7 +22,7 @@ from medvision_ray.serving.answers import (
     OperatingPoint,
     Timing,
 )
-from medvision_ray.serving.contours import contours_of
+from medvision_ray.serving.drawing import contours
 from medvision_ray.serving.engine import PredictOptions
 from medvision_ray.serving.pixel_task import pixels
 from medvision_ray.serving.problems import RequestError
@@ -134,7 +134,7 @@ def _mask(image: MedicalImage, size: float) -> MaskFacts:
         area_mm2=float(mask.sum() * np.prod(image.spacing_mm)) if image.spacing_mm and true else None,
         pixels=int(mask.sum()),
         box=[int(value) for value in (*inside.min(axis=0), *(inside.max(axis=0) + 1))],
-        contours=contours_of(mask.astype(bool)),
+        contours=contours(mask.astype(bool)),
     )
 
 

@@ -44,7 +44,7 @@ function openRow(row: WorklistRow): void {
 viewer.neighbour = (by) => {
   const next = viewer.openRow && worklist.neighbour(viewer.openRow, by);
   if (next) openRow(next);
-  else say("No more rows on this page of the worklist");
+  else viewer.notify("No more rows on this page of the worklist.");
 };
 
 for (const name of Object.keys(tabs) as Tab[]) {

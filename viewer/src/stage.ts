@@ -159,7 +159,9 @@ export class Stage {
   oneToOne(): void {
     if (!this.source) return;
     this.following = false;
-    this.view = centred(this.source.header, this.aspect, this.room, 1 / devicePixelRatio);
+    const { scale, x, y } = centred(this.source.header, this.aspect, this.room, 1 / devicePixelRatio);
+    const whole = (at: number) => Math.round(at * devicePixelRatio) / devicePixelRatio; // else every pixel would be blurred over two
+    this.view = { scale, x: whole(x), y: whole(y) };
     this.redraw();
     this.tell();
   }

@@ -13,6 +13,7 @@ import { ObjectSource, type Source } from "./source";
 import { Stage, type StageState } from "./stage";
 import { shortId } from "./worklist";
 
+const TOAST_MS = 5000;
 const REST_MS = 350; // a slice of a series is scored once scrolling rests on it so long
 
 /** What is on the stage. */
@@ -39,6 +40,7 @@ export class Viewer {
   private heatOn = false;
   private opening = 0;
   private resting = 0;
+  private toasting = 0;
   private rowId: string | null = null;
 
   constructor(
@@ -121,9 +123,23 @@ export class Viewer {
     }
   }
 
-  /** The result anew, as by another model. */
+  /** The result anew, as by another model; window and zoom stay. */
   rescore(): void {
-    if (this.item) void this.openItem(this.item);
+    if (!this.case || this.case.scored !== null) return;
+    this.result = null;
+    this.stage.layers.contours = null;
+    this.setHeat(null);
+    void this.score();
+  }
+
+  /** Said to those who look and to those who listen, for a while. */
+  notify(text: string): void {
+    const toast = byId("toast");
+    toast.textContent = text;
+    toast.hidden = false;
+    clearTimeout(this.toasting);
+    this.toasting = window.setTimeout(() => (toast.hidden = true), TOAST_MS);
+    this.say(text);
   }
 
   toggleMask(): void {
@@ -179,8 +195,9 @@ export class Viewer {
       const asked = new Map<string, Promise<Result>>();
       const result = (frame: number, explain: boolean): Promise<Result> => {
         const file = item.files[source.fileOf(frame)]!;
-        const key = `${source.fileOf(frame)} ${explain}`;
-        const found = asked.get(key) ?? typeOf(file).then((type) => this.api.predict(file, type, this.model(), explain));
+        const model = this.model();
+        const key = `${source.fileOf(frame)} ${explain} ${model}`;
+        const found = asked.get(key) ?? typeOf(file).then((type) => this.api.predict(file, type, model, explain));
         asked.set(key, found);
         found.catch(() => asked.delete(key));
         return found;
@@ -213,7 +230,7 @@ export class Viewer {
     if (!this.result || opened.perFrame) waiting(byId("result"), "Scoring");
     try {
       const result = await asked;
-      if (ticket !== this.opening || (opened.perFrame && this.stage.current?.frame !== current.frame)) return;
+      if (ticket !== this.opening || this.case !== opened || (opened.perFrame && this.stage.current?.frame !== current.frame)) return;
       const first = this.result === null;
       this.result = result;
       this.resultFrame = current.frame;
@@ -258,14 +275,17 @@ export class Viewer {
       if (ticket !== this.opening) return;
       const wanted = opened.perFrame || current.source.count === 1 ? current.frame : (result?.key_frame ?? 0);
       this.setHeat(this.heatOn && this.stage.current?.frame === wanted ? picture : null);
-      if (!picture) this.say("This model gives no explanation");
+      if (!picture) this.noHeat("This server's answer holds no explanation.");
     } catch (problem) {
-      if (ticket !== this.opening) return;
-      this.heatOn = false;
-      button.setAttribute("aria-pressed", "false");
-      this.setHeat(null);
-      this.say(`No explanation: ${wordsOf(problem).detail}`);
+      if (ticket === this.opening) this.noHeat(`No explanation: ${wordsOf(problem).detail}`);
     }
+  }
+
+  private noHeat(why: string): void {
+    this.heatOn = false;
+    byId("heat").setAttribute("aria-pressed", "false");
+    this.setHeat(null);
+    this.notify(why);
   }
 
   private setHeat(picture: HTMLCanvasElement | null): void {

@@ -1290,7 +1290,13 @@ var Stage = class {
 	oneToOne() {
 		if (!this.source) return;
 		this.following = false;
-		this.view = centred(this.source.header, this.aspect, this.room, 1 / devicePixelRatio);
+		const { scale, x, y } = centred(this.source.header, this.aspect, this.room, 1 / devicePixelRatio);
+		const whole = (at) => Math.round(at * devicePixelRatio) / devicePixelRatio;
+		this.view = {
+			scale,
+			x: whole(x),
+			y: whole(y)
+		};
 		this.redraw();
 		this.tell();
 	}
@@ -1675,6 +1681,7 @@ function maskText(row) {
 /** Enough of an id to tell the rows of a page apart; the whole one stands in the opened image's facts. */
 var shortId = (id) => `…${id.slice(-6)}`;
 // src/viewer.ts
+var TOAST_MS = 5e3;
 var REST_MS = 350;
 var Viewer = class {
 	api;
@@ -1692,6 +1699,7 @@ var Viewer = class {
 	heatOn = false;
 	opening = 0;
 	resting = 0;
+	toasting = 0;
 	rowId = null;
 	constructor(api, model, say) {
 		this.api = api;
@@ -1767,9 +1775,22 @@ var Viewer = class {
 			if (ticket === this.opening) this.refuseWith("The image cannot be shown", problem, failed);
 		}
 	}
-	/** The result anew, as by another model. */
+	/** The result anew, as by another model; window and zoom stay. */
 	rescore() {
-		if (this.item) this.openItem(this.item);
+		if (!this.case || this.case.scored !== null) return;
+		this.result = null;
+		this.stage.layers.contours = null;
+		this.setHeat(null);
+		this.score();
+	}
+	/** Said to those who look and to those who listen, for a while. */
+	notify(text) {
+		const toast = byId("toast");
+		toast.textContent = text;
+		toast.hidden = false;
+		clearTimeout(this.toasting);
+		this.toasting = window.setTimeout(() => toast.hidden = true, TOAST_MS);
+		this.say(text);
 	}
 	toggleMask() {
 		this.setMask(!this.stage.layers.showMask);
@@ -1818,8 +1839,9 @@ var Viewer = class {
 			const asked = /* @__PURE__ */ new Map();
 			const result = (frame, explain) => {
 				const file = item.files[source.fileOf(frame)];
-				const key = `${source.fileOf(frame)} ${explain}`;
-				const found = asked.get(key) ?? typeOf(file).then((type) => this.api.predict(file, type, this.model(), explain));
+				const model = this.model();
+				const key = `${source.fileOf(frame)} ${explain} ${model}`;
+				const found = asked.get(key) ?? typeOf(file).then((type) => this.api.predict(file, type, model, explain));
 				asked.set(key, found);
 				found.catch(() => asked.delete(key));
 				return found;
@@ -1855,7 +1877,7 @@ var Viewer = class {
 		if (!this.result || opened.perFrame) waiting(byId("result"), "Scoring");
 		try {
 			const result = await asked;
-			if (ticket !== this.opening || opened.perFrame && this.stage.current?.frame !== current.frame) return;
+			if (ticket !== this.opening || this.case !== opened || opened.perFrame && this.stage.current?.frame !== current.frame) return;
 			const first = this.result === null;
 			this.result = result;
 			this.resultFrame = current.frame;
@@ -1899,14 +1921,16 @@ var Viewer = class {
 			if (ticket !== this.opening) return;
 			const wanted = opened.perFrame || current.source.count === 1 ? current.frame : result?.key_frame ?? 0;
 			this.setHeat(this.heatOn && this.stage.current?.frame === wanted ? picture : null);
-			if (!picture) this.say("This model gives no explanation");
+			if (!picture) this.noHeat("This server's answer holds no explanation.");
 		} catch (problem) {
-			if (ticket !== this.opening) return;
-			this.heatOn = false;
-			button.setAttribute("aria-pressed", "false");
-			this.setHeat(null);
-			this.say(`No explanation: ${wordsOf(problem).detail}`);
+			if (ticket === this.opening) this.noHeat(`No explanation: ${wordsOf(problem).detail}`);
 		}
+	}
+	noHeat(why) {
+		this.heatOn = false;
+		byId("heat").setAttribute("aria-pressed", "false");
+		this.setHeat(null);
+		this.notify(why);
 	}
 	setHeat(picture) {
 		this.stage.layers.heat = picture;
@@ -2157,7 +2181,7 @@ function openRow(row) {
 viewer.neighbour = (by) => {
 	const next = viewer.openRow && worklist.neighbour(viewer.openRow, by);
 	if (next) openRow(next);
-	else say("No more rows on this page of the worklist");
+	else viewer.notify("No more rows on this page of the worklist.");
 };
 for (const name of Object.keys(tabs)) {
 	tabs[name].addEventListener("click", () => show(name));

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import yaml
 
 from medvision_ray import storage
+from medvision_ray.calibration import Calibration, read_calibration
 from medvision_ray.config import ModelConfig, PreprocessConfig, Section, build_job
 from medvision_ray.errors import BundleError, ConfigError, StorageError
 from medvision_ray.model_card import model_card
+from medvision_ray.operating_points import OperatingPoint, read_operating_points
 from medvision_ray.privacy import Pseudonymiser
 
 if TYPE_CHECKING:
@@ -45,6 +47,8 @@ _IDENTITY = (
     "weights_sha256",
 )
 _KEYS = {"schema_version", "name", "model_id", *_IDENTITY, "files", "trained"}
+# Part of the identity where they are there; bundles of earlier versions lack them and keep their model_id.
+_OPTIONAL = ("calibration", "operating_points")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 SectionT = TypeVar("SectionT", bound=Section)
 
@@ -65,6 +69,8 @@ class Bundle:
         batch_norm_eps: epsilon of the encoder's batch normalisations; None where they differ by design.
         weights_sha256: of `weights.safetensors`, in hexadecimal.
         content_hash: sha256 of all that changes predictions, in hexadecimal.
+        calibration: from raw to calibrated probabilities; None where none was fitted.
+        operating_points: thresholds on raw probabilities, chosen on validation; none where none were chosen.
         trained: facts of the training (label summary, versions, epochs, best score).
         metrics: validation metrics.
         train_digest: `image_digest` of each image that was trained on.
@@ -81,6 +87,8 @@ class Bundle:
     batch_norm_eps: float | None
     weights_sha256: str
     content_hash: str
+    calibration: Calibration | None = None
+    operating_points: tuple[OperatingPoint, ...] = ()
     trained: dict[str, Any] = field(default_factory=dict, repr=False)
     metrics: dict[str, Any] = field(default_factory=dict, repr=False)
     train_digest: tuple[str, ...] = field(default=(), repr=False)
@@ -143,6 +151,8 @@ def save_bundle(
     metrics: Mapping[str, Any],
     train_digest: Iterable[str],
     model: HybridCNN,
+    calibration: Calibration | None = None,
+    operating_points: Sequence[OperatingPoint] = (),
 ) -> Bundle:
     """Write a bundle. A bundle that is there already stops being one first, so nobody reads a mixture.
 
@@ -151,6 +161,8 @@ def save_bundle(
         thresholds: one a class where `multi_label`, else none.
         train_digest: `image_digest` of each training image.
         model: the bare trained network (the moving average where there is one).
+        calibration: fitted to validation; None where there is none.
+        operating_points: chosen on validation.
 
     Raises:
         BundleError: fields do not fit each other, or facts are not plain text, numbers, lists and mappings.
@@ -161,7 +173,7 @@ def save_bundle(
     from medvision_ray.learning.model import batch_norm_eps
 
     weights = safetensors.torch.save({key: value.cpu().contiguous() for key, value in model.state_dict().items()})
-    identity = {
+    identity: dict[str, Any] = {
         # Initial weights are a path on the training machine and have no meaning in the bundle.
         "architecture": architecture.model_copy(update={"weights": None, "allow_download": False}).model_dump(
             mode="json"
@@ -174,6 +186,10 @@ def save_bundle(
         "batch_norm_eps": batch_norm_eps(model.encoder),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
+    if calibration is not None:
+        identity["calibration"] = calibration.document()
+    if operating_points:
+        identity["operating_points"] = [point.document() for point in operating_points]
     parts = {_METRICS: _json(metrics, "metrics"), _IMAGES: _json(sorted(train_digest), "train_digest")}
     document = {
         "schema_version": SCHEMA_VERSION,
@@ -185,7 +201,8 @@ def save_bundle(
     }
     bundle = _bundle(storage.absolute(uri), document, parts)
     storage.delete_object(storage.join(uri, _YAML))
-    card = model_card(document, json.loads(parts[_METRICS]), len(bundle.train_digest))
+    figures = {key: value for key, value in json.loads(parts[_METRICS]).items() if not isinstance(value, dict)}
+    card = model_card(document, figures, len(bundle.train_digest))
     for part, data in {_WEIGHTS: weights, **parts, _CARD: card.encode()}.items():
         storage.write_bytes(storage.join(uri, part), data)
     storage.write_bytes(storage.join(uri, _YAML), yaml.safe_dump(document, sort_keys=False, width=120).encode())
@@ -206,7 +223,7 @@ def load_bundle(uri: str) -> Bundle:
             f"Expected a bundle of schema version {SCHEMA_VERSION} at {place}, but it is "
             f"{document.get('schema_version')!r}. Update medvision_ray, or use the version that wrote it."
         )
-    for kind, keys in (("lacks", _KEYS - document.keys()), ("has unknown", document.keys() - _KEYS)):
+    for kind, keys in (("lacks", _KEYS - document.keys()), ("has unknown", document.keys() - _KEYS - {*_OPTIONAL})):
         if keys:
             raise BundleError(
                 f"The {_YAML} at {place} {kind} {', '.join(sorted(str(key) for key in keys))}. Take the bundle as it was "
@@ -240,7 +257,9 @@ def _bundle(place: str, document: dict[str, Any], parts: Mapping[str, bytes]) ->
         batch_norm_eps=document["batch_norm_eps"],
         weights_sha256=document["weights_sha256"],
         # Over what is written, not over the models: an option added later leaves old bundles' hashes alone.
-        content_hash=_content_hash({key: document[key] for key in _IDENTITY}),
+        content_hash=_content_hash({key: document[key] for key in (*_IDENTITY, *_OPTIONAL) if key in document}),
+        calibration=_calibration(document),
+        operating_points=_operating_points(document) or (),
         trained=document["trained"],
         metrics=json.loads(parts[_METRICS]),
         train_digest=tuple(json.loads(parts[_IMAGES])),
@@ -263,10 +282,27 @@ def _check_fields(place: str, document: dict[str, Any]) -> None:
         "mask_threshold: a probability": _is_probability(document["mask_threshold"]),
         "batch_norm_eps: null or a number between 0 and 1": eps is None or (_is_probability(eps) and eps > 0),
         "trained: a mapping": isinstance(document["trained"], dict),
+        "calibration: a temperature (single-label), or a sigmoid or null a class (multi_label)": "calibration"
+        not in document
+        or _calibration(document) is not None,
+        "operating_points: different names, each with a threshold or null a class": "operating_points" not in document
+        or _operating_points(document) is not None,
     }
     broken = [rule for rule, holds in rules.items() if not holds]
     if broken:
         raise BundleError(f"Expected these fields of the bundle at {place}, but got others: {'; '.join(broken)}.")
+
+
+def _calibration(document: Mapping[str, Any]) -> Calibration | None:
+    return read_calibration(document.get("calibration"), _n_classes(document), document["multi_label"] is True)
+
+
+def _operating_points(document: Mapping[str, Any]) -> tuple[OperatingPoint, ...] | None:
+    return read_operating_points(document.get("operating_points"), _n_classes(document))
+
+
+def _n_classes(document: Mapping[str, Any]) -> int:
+    return len(document["classes"]) if isinstance(document["classes"], list) else 0
 
 
 def _is_probability(value: Any) -> bool:

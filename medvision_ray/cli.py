@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from medvision_ray import __version__
+from medvision_ray.cli_explain import add_explain_options, explain, explain_overrides
 from medvision_ray.cli_tables import add_tables_verb
 from medvision_ray.ending import DONE, OVER_BUDGET, leave, run_to_the_end
 from medvision_ray.errors import UsageError
@@ -89,13 +90,19 @@ def _parser() -> argparse.ArgumentParser:
         "evaluate": (_evaluate, "measure a bundle on a labelled split"),
         "compare": (_compare, "compare two bundles on the same labelled images"),
         "score": (_score, "score what is new in an archive and publish it"),
+        "explain": (_explain, "show where in single images a bundle sees what it says"),
         "report": (_report, "write one HTML page about a model"),
+        "serve": (_serve, "answer single images over HTTP"),
     }
     for name, (run, text) in jobs.items():
         verb = verbs.add_parser(name, help=text, description=text)
         add_job_options(verb)
         if name == "score":
             _add_score_options(verb)
+        if name == "serve":
+            _add_serve_options(verb)
+        if name == "explain":
+            add_explain_options(verb)
         verb.set_defaults(run=run)
     demo = verbs.add_parser("demo", help="make a phantom archive and run every job on it")
     demo.add_argument("--folder", default="demo", help="where to work; a folder of an earlier demo is replaced")
@@ -148,6 +155,19 @@ def _add_score_options(parser: argparse.ArgumentParser) -> None:
         help="score again what failed before, all or those of these error codes",
     )
     parser.add_argument("--dry-run", action="store_true", help="count what would be scored; write nothing")
+
+
+def _add_serve_options(parser: argparse.ArgumentParser) -> None:
+    """Enough to serve without a file."""
+    parser.add_argument(
+        "--bundle",
+        action="append",
+        default=[],
+        metavar="URI",
+        help="bundle to serve; repeatable, the first is the default",
+    )
+    for flag, key, text in (("--host", "http.host", "address to listen on"), ("--port", "http.port", "TCP port")):
+        parser.add_argument(flag, dest=key, help=f"{text} (`{key}`)")
 
 
 def _score_overrides(options: argparse.Namespace) -> list[str]:
@@ -230,7 +250,8 @@ def _evaluate(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     found = evaluate(job, options.log)
     if not options.json:
         for row in found.metrics:
-            if row.subgroup == "all" and row.class_name in ("all", "macro") and row.value is not None:
+            shown = row.class_name in ("all", "macro") or "@" in row.metric  # at the operating points a class counts
+            if row.subgroup == "all" and shown and row.value is not None:
                 interval = f"  [{row.ci_low:.4f}, {row.ci_high:.4f}]" if row.ci_low is not None else ""
                 sys.stdout.write(f"{row.class_name:>6} {row.metric:<30} {row.value:.4f}{interval}\n")
     result = {
@@ -280,6 +301,13 @@ def _score(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     return OVER_BUDGET if summary.over_budget else DONE, asdict(summary)
 
 
+def _explain(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    options.overrides = [*options.overrides, *explain_overrides(options)]
+    result = explain(_begin(options, "explain"), options.log)
+    _print(options, result)
+    return OVER_BUDGET if result["failed"] else DONE, result
+
+
 def _report(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     job = _begin(options, "report")
     from medvision_ray.reporting.collect import build_report
@@ -287,6 +315,17 @@ def _report(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     result = {"report": build_report(job)}
     _print(options, result)
     return DONE, result
+
+
+def _serve(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    found = [f"{key}={value}" for key in ("http.host", "http.port") if (value := getattr(options, key)) is not None]
+    if options.bundle:
+        found.append(f"bundles={json.dumps(options.bundle)}")
+    options.overrides = [*options.overrides, *found]
+    job = _begin(options, "serve")
+    from medvision_ray.serving.serve import serve
+
+    return DONE, serve(job, options.log)
 
 
 def _demo(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
@@ -305,6 +344,9 @@ def _bundle_show(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         "preprocess": bundle.preprocess.model_dump(mode="json"),
         "classes": list(bundle.classes),
         "multi_label": bundle.multi_label,
+        "thresholds": dict(zip(bundle.classes, bundle.thresholds, strict=False)),
+        "calibration": bundle.calibration.document() if bundle.calibration else None,
+        "operating_points": {point.name: point.by_class(bundle.classes) for point in bundle.operating_points},
         "weights_sha256": bundle.weights_sha256,
         "trained": bundle.trained,
         "metrics": bundle.metrics,

@@ -22,18 +22,29 @@ FLOORS = (
     ("storage", "listing", "s3", "s3_listing", "s3_files", "retry", "tables", "privacy", "cluster"),
     ("logs", "defects", "foreign", "ending"),
     ("imaging",),
-    ("archive", "learning", "bundle", "model_card", "monitoring", "on_finish", "verification"),
+    (
+        "archive",
+        "learning",
+        "calibration",
+        "operating_points",
+        "bundle",
+        "model_card",
+        "monitoring",
+        "on_finish",
+        "verification",
+    ),
     (
         "scoring",
         "learning.train",
         "learning.loop",
         "learning.ingest",
         "learning.validation",
+        "learning.decisions",
         "learning.publish",
         "evaluation",
     ),
     ("serving", "reporting", "demo"),
-    ("cli", "cli_tables", "__main__", "jobs"),
+    ("cli", "cli_explain", "cli_tables", "__main__", "jobs"),
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

@@ -30,7 +30,9 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "evaluate": {"output": "/o", "bundle": "/b", "labels": {"table": "/t.csv"}},
     "compare": {"output": "/o", "bundle": "/b", "baseline": "/c", "labels": {"table": "/t.csv"}},
     "score": {"output": "/o", "bundle": "/b", "archive": {"uri": "/a"}},
+    "explain": {"output": "/o", "bundle": "/b", "images": ("/i.dcm",)},
     "report": {"output": "/o", "bundle": "/b"},
+    "serve": {"bundles": ("/b",)},
 }
 
 
@@ -314,7 +316,8 @@ def test_the_shown_template_with_required_keys_filled_in_is_the_default_job(tmp_
             **REQUIRED[job],
             **{k: v for s in REQUIRED[job].values() if isinstance(s, dict) for k, v in s.items()},
         }
-        return f"{match[1]}{match[2]}: {values[match[2]]}"
+        value = values[match[2]]
+        return f"{match[1]}{match[2]}: {list(value) if isinstance(value, tuple) else value}"
 
     template = re.sub(r"^( *)# (\w+): \(required\)$", fill, show_job(JOBS[job]), flags=re.MULTILINE)
     assert "(required)" not in template

@@ -1,10 +1,12 @@
 """Configuration: one frozen pydantic model per job, YAML in, every option documented."""
 
+from medvision_ray.config.decisions import CalibrationConfig, OperatingPointsConfig
 from medvision_ray.config.jobs import (
     JOBS,
     AugmentConfig,
     CompareJob,
     EvaluateJob,
+    ExplainJob,
     FailureBudget,
     InventoryJob,
     LossConfig,
@@ -33,10 +35,12 @@ __all__ = [
     "JOBS",
     "ArchiveConfig",
     "AugmentConfig",
+    "CalibrationConfig",
     "ClaheConfig",
     "CompareJob",
     "DecodeConfig",
     "EvaluateJob",
+    "ExplainJob",
     "FailureBudget",
     "InventoryJob",
     "LabelsConfig",
@@ -44,6 +48,7 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "OnFinishConfig",
+    "OperatingPointsConfig",
     "PreprocessConfig",
     "PrivacyConfig",
     "RayConfig",

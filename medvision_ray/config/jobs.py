@@ -1,4 +1,4 @@
-"""One frozen model per job: `InventoryJob`, `TrainJob`, `EvaluateJob`, `CompareJob`, `ScoreJob`, `ReportJob`."""
+"""One frozen model per job: what each verb of `medvision` is configured by, but for `ServeJob`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
+from medvision_ray.config.decisions import CalibrationConfig, OperatingPointsConfig
 from medvision_ray.config.operations import LoggingConfig, OnFinishConfig
 from medvision_ray.config.sections import (
     ArchiveConfig,
@@ -18,6 +19,7 @@ from medvision_ray.config.sections import (
     RayConfig,
     Section,
 )
+from medvision_ray.config.serving import ServeJob
 
 Subgroup = Literal["patient_sex", "patient_age_band", "manufacturer", "modality", "mask_size"]
 SUBGROUPS: tuple[Subgroup, ...] = get_args(Subgroup)
@@ -92,13 +94,27 @@ class LossConfig(Section):
     """The masked multi-task loss: a sample without a label or a mask adds nothing to that term."""
 
     classification_weight: NonNegative = 1.0
-    """Weight of the cross entropy."""
+    """Weight of the classification term."""
+    classification: Literal["cross_entropy", "focal", "asymmetric"] = "cross_entropy"
+    """`focal` looks less at what is told well (Lin 2017); `asymmetric` does so for absent findings (multi-label; Ben-Baruch 2021)."""
+    focal_gamma: Annotated[float, Field(ge=1)] = 2.0
+    """Focusing of `focal`."""
+    asymmetric_gammas: tuple[NonNegative, NonNegative] = (0.0, 4.0)
+    """Focusing of `asymmetric` for findings that are there, and that are not."""
+    asymmetric_margin: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """`asymmetric`: an absent finding of at most this probability costs nothing."""
     segmentation_weight: NonNegative = 1.0
     """Weight of the sum of binary cross entropy and soft Dice."""
     class_weights: Literal["none", "balanced"] | tuple[Annotated[float, Field(gt=0)], ...] = "balanced"
-    """`balanced` weighs a class by the inverse of its share in train; or one weight per class."""
+    """`balanced` weighs a class by the inverse of its share in train, a finding's positives by negatives over positives; or one a class."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Label smoothing of the single-label cross entropy."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LossConfig:
+        if self.label_smoothing and self.classification != "cross_entropy":
+            raise ValueError("`label_smoothing` goes with `classification: cross_entropy` only")
+        return self
 
 
 class TrainJob(Section):
@@ -120,6 +136,12 @@ class TrainJob(Section):
     """Augmentation of the train split."""
     loss: LossConfig = LossConfig()
     """Loss."""
+    sampling: Literal["shuffle", "balanced"] = "shuffle"
+    """`shuffle`: each train image once an epoch; `balanced`: as many draws, rare classes and findings oftener (docs/training.md)."""
+    calibration: CalibrationConfig = CalibrationConfig()
+    """Calibrated probabilities beside the raw ones."""
+    operating_points: OperatingPointsConfig = OperatingPointsConfig()
+    """Thresholds that the bundle carries."""
     epochs: Positive = 20
     """Most epochs."""
     batch_size: Positive = 16
@@ -176,6 +198,20 @@ class TrainJob(Section):
         if self.preprocess.slices > 1 and self.model.in_channels != self.preprocess.slices:
             slices = self.preprocess.slices
             raise ValueError(f"`preprocess.slices: {slices}` needs `model.in_channels: {slices}`")
+        if self.operating_points.decide_at is not None and not self.labels.findings:
+            raise ValueError("`operating_points.decide_at` is for findings; single-label rows name the likeliest class")
+        if self.operating_points.positive_class is not None and self.labels.findings:
+            raise ValueError(
+                "`operating_points.positive_class` is for single-label training: every finding has a threshold"
+            )
+        if self.loss.classification == "asymmetric" and not self.labels.findings:
+            raise ValueError(
+                "`loss.classification: asymmetric` is for multi-label training and needs `labels.findings`"
+            )
+        if self.sampling == "balanced" and self.loss.class_weights == "balanced":
+            raise ValueError(
+                "`sampling: balanced` would balance twice: set `loss.class_weights` to none, or to weights"
+            )
         if self.labels.findings and self.loss.label_smoothing:
             raise ValueError("`loss.label_smoothing` is for single-label training and can't go with `labels.findings`")
         return self
@@ -315,6 +351,27 @@ class InventoryJob(Section):
         return self
 
 
+class ExplainJob(Section):
+    """Why a bundle says what it says of single images: Grad-CAM of a class and outlines of the mask, as pictures and JSON."""
+
+    bundle: str
+    """The trained model."""
+    images: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Paths or URIs of images."""
+    output: str
+    """Folder or prefix for the pictures and a JSON file an image, named by `image_id`."""
+    class_name: str | None = None
+    """The class to explain; null takes each image's likeliest."""
+    frame: Annotated[int, Field(ge=0)] | None = None
+    """Frame of a multi-frame image, from 0; null takes the one with the largest mask, else with the largest probability."""
+    decode: DecodeConfig = DecodeConfig()
+    """Decoder limits."""
+    privacy: PrivacyConfig = PrivacyConfig()
+    """The score job's: with `uri: hash`, `image_id` can only be told with the key."""
+    logging: LoggingConfig = LoggingConfig()
+    """What standard error carries."""
+
+
 class ReportJob(Section):
     """One self-contained HTML file about a training, its evaluation and the runs of a model."""
 
@@ -338,5 +395,7 @@ JOBS: dict[str, type[Section]] = {
     "evaluate": EvaluateJob,
     "compare": CompareJob,
     "score": ScoreJob,
+    "explain": ExplainJob,
     "report": ReportJob,
+    "serve": ServeJob,
 }

@@ -84,10 +84,8 @@ class ServingDecodeConfig(DecodeConfig):
 
 
 class ScaleConfig(Section):
-    """How many processes answer, and what each takes."""
+    """How many processes answer, and what each takes. A replica decodes in processes of its own and predicts by itself."""
 
-    placement: Literal["auto", "fused", "staged"] = "auto"
-    """`fused`: a replica decodes and predicts; `staged`: replicas on CPUs decode for those with a GPU; `auto`: staged with GPUs."""
     min_replicas: Positive = 1
     """Replicas that are always there."""
     max_replicas: Positive = 1
@@ -96,6 +94,8 @@ class ScaleConfig(Section):
     """Requests under way a replica at which Ray Serve is content; above it adds one, below it removes one."""
     cpus: Annotated[float, Field(ge=0)] = 1.0
     """CPUs that a replica reserves."""
+    gpus: Annotated[float, Field(ge=0)] | None = None
+    """GPUs that a replica reserves; null is 1 where the cluster has any, else 0. Give it more `decoders` then."""
     decoders: Positive = 2
     """Decoding processes of a replica: as many objects are decoded at once."""
     models_in_memory: Positive = 3

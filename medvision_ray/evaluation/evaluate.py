@@ -142,7 +142,13 @@ def _write_details(uri: str, bundle: Bundle, scored: pd.DataFrame, names: Pseudo
         scored = scored.assign(**shown)
     truth = [name for name in scored.columns if name.startswith("t_")]
     columns = ["image_id", "uri", "mask_uri", "frames", "height", "width", "true_label", *truth, "predicted_label"]
-    columns += [*tables.probability_columns(bundle.classes), "dice", "mask_box", "mask"]
+    columns += [
+        *tables.probability_columns(bundle.classes),
+        *tables.calibrated_columns(bundle.classes),
+        "dice",
+        "mask_box",
+        "mask",
+    ]
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pandas(scored[columns], preserve_index=False), sink)
     storage.write_bytes(uri, sink.getvalue())

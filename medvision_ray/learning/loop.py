@@ -21,7 +21,16 @@ from medvision_ray.config import ModelConfig, TrainJob
 from medvision_ray.errors import MedVisionError
 from medvision_ray.learning.augment import build_augment
 from medvision_ray.learning.checkpoint import load_state, save_state
-from medvision_ray.learning.feed import Batch, Examples, Integers, Truth, derived_seed, epoch_batches, steps_per_epoch
+from medvision_ray.learning.feed import (
+    Batch,
+    Examples,
+    Integers,
+    Truth,
+    balancing_weights,
+    derived_seed,
+    epoch_batches,
+    steps_per_epoch,
+)
 from medvision_ray.learning.history import append_epoch
 from medvision_ray.learning.losses import MultiTaskLoss
 from medvision_ray.learning.model import HybridCNN, batch_norm_eps, build_model, set_batch_norm_eps
@@ -196,6 +205,7 @@ class _Worker:
         self.criterion = plan.criterion().to(device)
         self.augment = build_augment(plan.job.augment, plan.job.preprocess.size)
         self.steps = steps_per_epoch(len(plan.train), world, plan.job.batch_size)
+        self.weights = balancing_weights(plan.truth, plan.train) if plan.job.sampling == "balanced" else None
         self.wrapped: nn.Module | None = None
 
     @property
@@ -219,6 +229,7 @@ class _Worker:
             rank=self.rank,
             world=self.world,
             batch_size=job.batch_size,
+            weights=self.weights,
         )
         losses, waited = [], 0.0
         for step, rows in enumerate(batches):

@@ -23,6 +23,7 @@ from medvision_ray.learning.ingest import DecodedImages, check_images, decode_im
 from medvision_ray.learning.labels import LabelTable, load_labels
 from medvision_ray.learning.loop import TrainPlan, new_state, train_worker, usable_truth
 from medvision_ray.learning.losses import balanced_class_weights
+from medvision_ray.learning.operating import check_positive_class
 from medvision_ray.learning.publish import Best, publish_bundle
 from medvision_ray.privacy import address_pseudonymiser
 
@@ -100,7 +101,14 @@ def train(job: TrainJob, progress: Progress = lambda line: None) -> TrainResult:
         facts["image_digests"] = "hashed" if names else "plain"
         digests = [image_digest(table.uris[row], names) for row in plan.train]
         bundle = publish_bundle(
-            bundle_uri, name, plan, best, dataset=decoded.dataset, facts=facts, train_digest=digests
+            bundle_uri,
+            name,
+            plan,
+            best,
+            dataset=decoded.dataset,
+            facts=facts,
+            train_digest=digests,
+            patients=table.patients,
         )
         seconds["publish"] = time.perf_counter() - clock
     return _result(job, bundle, folder, {"already_done": False, "labels": labels, "seconds": seconds})
@@ -201,6 +209,7 @@ def _plan(job: TrainJob, folder: str, table: LabelTable, decoded: DecodedImages)
     pooling = job.model.pooling if all(heads.values()) else "average"
     architecture = job.model.model_copy(update={**heads, "pooling": pooling})
     classes = table.classes if heads["classification"] else ()
+    check_positive_class(job.operating_points, classes)
     weights = _class_weights(job, truth, rows["train"], len(classes))
     return TrainPlan(job, folder, architecture, classes, truth, rows["train"], rows["val"], weights)
 

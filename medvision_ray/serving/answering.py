@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -32,9 +33,13 @@ def answer_of(
     *,
     image_format: str,
     effort: Effort,
-    total_seconds: float,
+    started: float,
 ) -> Answer:
-    """The answer that a scored row is; every number of it is the row's."""
+    """The answer that a scored row is; every number of it is the row's.
+
+    Args:
+        started: `time.perf_counter` when the whole body was there.
+    """
     has_classes = bool(bundle.classes)
     probabilities = [row[name] for name in probability_columns(bundle.classes)] if has_classes else []
     shape = (row["height"], row["width"])
@@ -62,7 +67,7 @@ def answer_of(
             decode_ms=1000 * effort.decode_seconds,
             preprocess_ms=1000 * effort.preprocess_seconds,
             predict_ms=1000 * effort.predict_seconds,
-            total_ms=1000 * total_seconds,
+            total_ms=1000 * (time.perf_counter() - started),
         ),
     )
 

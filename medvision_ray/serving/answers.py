@@ -83,8 +83,8 @@ class MaskFacts(AnswerPart):
     box: Annotated[list[int], Field(min_length=4, max_length=4)] | None
     """Bounding box `[top, left, bottom, right]` in pixels, bottom and right exclusive; null for an empty mask."""
     contours: list[list[Point]]
-    """Closed outlines as `[row, column]`, in pixels with (0, 0) the centre of the first one; on the edges between pixels,
-    holes included."""
+    """Corners `[row, column]` of closed outlines along the edges of pixels, (0, 0) being the centre of the first one; parts
+    turn clockwise, holes the other way."""
     rle: RunLengths | None = None
     """The mask as run lengths, with `mask=rle`."""
     png: str | None = None

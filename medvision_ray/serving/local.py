@@ -79,8 +79,7 @@ class LocalEngine:
         loop, kind = asyncio.get_running_loop(), sniff(data) or "dicom"
 
         def answer() -> Answer:
-            seconds = time.perf_counter() - started
-            return answer_of(served.bundle, row, options, image_format=kind, effort=effort, total_seconds=seconds)
+            return answer_of(served.bundle, row, options, image_format=kind, effort=effort, started=started)
 
         return await loop.run_in_executor(None, answer)
 

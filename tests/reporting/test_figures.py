@@ -12,7 +12,7 @@ import pytest
 from sklearn.metrics import auc, confusion_matrix, roc_auc_score
 
 from medvision_ray.reporting import figures
-from medvision_ray.reporting.overlays import Example, overlay
+from medvision_ray.reporting.overlays import Example, draw, draw_heat, overlay
 
 HOSTILE = ["_hidden", "$\\frac{", "<b>&", "a\x00b\n--> c", "x" * 200]
 
@@ -56,8 +56,8 @@ def test_absent_class_and_single_class_labels_are_undefined() -> None:
     absent = figures.curves(np.arange(20) % 2, probabilities, ("a", "b", "c"), kind="roc")
     assert [math.isnan(curve.area) for curve in absent] == [False, False, True]
     single = np.zeros(20, dtype=int)
-    for draw in (figures.roc_curves, figures.precision_recall_curves):
-        assert shown_text(draw(single, probabilities, ("a", "b", "c"))).count("undefined") == 3
+    for plot in (figures.roc_curves, figures.precision_recall_curves):
+        assert shown_text(plot(single, probabilities, ("a", "b", "c"))).count("undefined") == 3
     assert "–" in shown_text(figures.confusion_matrix(single, probabilities.argmax(axis=1), ("a", "b", "c")))
 
 
@@ -118,7 +118,7 @@ def test_overlay_marks_prediction_and_truth_where_they_are() -> None:
     predicted[10:30, 10:30] = True
     true[40:60, 50:70] = True
     grey = np.full((64, 80), 100, dtype=np.uint8)
-    drawn = cv2.imdecode(np.frombuffer(overlay(Example(grey, predicted, true, "")), np.uint8), cv2.IMREAD_COLOR)
+    drawn = draw(Example(grey, predicted, true, ""), 320)
     assert drawn.shape == (256, 320, 3)
     colored = np.ptp(drawn.astype(int), axis=2) > 15
     blue = drawn[..., 0].astype(int) > drawn[..., 2].astype(int) + 15
@@ -134,3 +134,22 @@ def test_overlay_marks_prediction_and_truth_where_they_are() -> None:
 def test_overlay_refuses_a_mask_of_another_grid() -> None:
     with pytest.raises(ValueError, match="image's grid"):
         overlay(Example(np.zeros((8, 8), dtype=np.uint8), np.zeros((4, 4), dtype=bool), None, ""))
+
+
+def test_heat_covers_where_the_evidence_is_and_nothing_else() -> None:
+    grey, heat = np.full((64, 80), 100, dtype=np.uint8), np.zeros((64, 80), dtype=np.float32)
+    heat[10:30, 40:60] = 1
+    drawn = draw_heat(grey, heat, 160)
+    assert (drawn[80:] == 100).all()
+    assert (drawn[:, :70] == 100).all()
+    assert (drawn[25:55, 85:115].std(axis=(0, 1)) < 1).all()
+    assert np.ptp(drawn[40, 100].astype(int)) > 30
+
+
+def test_an_example_with_heat_has_two_panels_and_says_so() -> None:
+    grey = np.zeros((64, 64), dtype=np.uint8)
+    plain, hot = (Example(grey, None, None, "true a", heat=heat) for heat in (None, grey.astype(np.float32)))
+    sizes = [cv2.imdecode(np.frombuffer(overlay(each), np.uint8), cv2.IMREAD_COLOR).shape for each in (plain, hot)]
+    assert sizes == [(320, 320, 3), (320, 640, 3)]
+    assert "heat" in hot.described
+    assert "heat" not in plain.described

@@ -177,14 +177,27 @@ def test_a_frame_s_company_changes_its_probabilities_by_rounding_alone(bundle: B
             assert row[name] == pytest.approx(alone[name], abs=2e-7)
 
 
-def test_contours_filled_give_the_mask_back() -> None:
+def area(line: list[list[float]]) -> float:
+    """Signed area within an outline (shoelace); positive where it turns clockwise as displayed."""
+    rows, columns = np.asarray(line).T
+    return float((columns * np.roll(rows, -1) - np.roll(columns, -1) * rows).sum() / 2)
+
+
+@pytest.mark.parametrize("smooth", [0, 3])
+def test_contours_filled_give_the_mask_back_and_its_area(smooth: int) -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
-        mask = cv2.resize(rng.random((6, 7)), (35, 30)) > 0.6
+        values = rng.random((30, 35))
+        mask = (cv2.GaussianBlur(values, (0, 0), smooth) if smooth else values) > 0.5
         drawn = np.zeros((30 * 8, 35 * 8), np.uint8)
-        lines = [((np.asarray(line)[:, ::-1] + 0.5) * 8).round().astype(np.int32) for line in contours(mask)]
-        cv2.fillPoly(drawn, lines, 1)
+        lines = contours(mask)
+        corners = [((np.asarray(line)[:, ::-1] + 0.5) * 8).round().astype(np.int32) for line in lines]
+        cv2.fillPoly(drawn, corners, 1)
         assert np.array_equal(drawn[4::8, 4::8].astype(bool), mask)
+        assert sum(map(area, lines)) == mask.sum()
+        parts = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)[0] - 1
+        assert sum(area(line) > 0 for line in lines) == parts
+    assert contours(np.zeros((3, 4), bool)) == []
 
 
 def test_run_lengths_are_those_of_pycocotools() -> None:

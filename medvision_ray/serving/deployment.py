@@ -1,0 +1,120 @@
+"""The Ray Serve deployment: the HTTP application and its engine in one replica, with dynamic batches."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.config import AutoscalingConfig, BackpressureConfig
+
+from medvision_ray.cluster import cluster_gpus
+from medvision_ray.config import build_job
+from medvision_ray.config.serving import ServeJob
+from medvision_ray.defects import describe
+from medvision_ray.serving.app import create_app
+from medvision_ray.serving.local import LocalEngine
+from medvision_ray.serving.models import Item, Scored
+from medvision_ray.serving.security import load_token
+
+NAME = "medvision"
+_OVERFLOW = 64
+"""Requests that reach a replica beyond those that it takes on, to be refused in our own words; further ones are by Serve."""
+_log = logging.getLogger("ray.serve")
+
+
+class Replica:
+    """Answers requests; state is the engine. Ray Serve makes as many as are wanted."""
+
+    async def __init__(self, settings: str, token: str | None) -> None:  # type: ignore[misc]
+        self._settings = ServeJob.model_validate_json(settings)
+        self._token = token
+        self._predicting = ThreadPoolExecutor(1, thread_name_prefix="predict")
+        scale = self._settings.scale
+        self._batched.set_max_batch_size(scale.batch_size or (128 if scale.gpus else 16))
+        self._batched.set_batch_wait_timeout_s(scale.batch_wait_ms / 1000)
+        self._engine = LocalEngine(self._settings, self._score)
+        await asyncio.get_running_loop().run_in_executor(self._predicting, self._engine.start)
+        self._watching = asyncio.create_task(self._watch())
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """What Ray Serve calls for the application once this is made."""
+        return create_app(self._engine, self._settings, self._token, on_defect=_tell)
+
+    async def _score(self, item: Item) -> Scored:
+        found: Scored = await self._batched(item)
+        return found
+
+    @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator, unused-ignore]
+    async def _batched(self, items: list[Item]) -> list[Scored]:
+        """Rows of what has come meanwhile; of an item that fails its error, so that its company is scored."""
+        score = self._engine.models_served.score
+        return await asyncio.get_running_loop().run_in_executor(self._predicting, score, items)
+
+    async def _watch(self) -> None:
+        """Take new versions of the bundles over."""
+        pause = self._settings.reload_seconds
+        while pause:
+            await asyncio.sleep(pause)
+            try:
+                taken = await asyncio.to_thread(self._engine.models_served.refresh)
+            except Exception as error:  # the versions that are served stay
+                _tell("reload", error)
+                continue
+            for model_id in taken:
+                _log.warning("medvision: %s is served from now on", model_id)
+
+    async def check_health(self) -> None:
+        """What Ray Serve asks now and then; a replica that raises is replaced."""
+        if not self._engine.ready():
+            raise RuntimeError("the engine is not ready")
+
+    async def __del__(self) -> None:
+        self._watching.cancel()
+        self._engine.close()
+
+
+def _tell(request_id: str, error: Exception) -> None:
+    """A defect, without its text, which can hold identifiers."""
+    found = describe(error)
+    _log.error("medvision: request %s: %s at %s", request_id, found.kind, "; ".join(found.places))
+
+
+def application(settings: ServeJob, token: str | None) -> Any:
+    """The Serve application; Ray must be connected."""
+    scale = settings.scale
+    gpus = scale.gpus if scale.gpus is not None else (1.0 if cluster_gpus() else 0.0)
+    settings = settings.model_copy(update={"scale": scale.model_copy(update={"gpus": gpus})})
+    # Clients that wait for an answer when a replica ends get it; none waits longer than this.
+    patience = settings.limits.body_seconds + settings.limits.answer_seconds
+    deployment = serve.deployment(serve.ingress()(Replica)).options(
+        name=NAME,
+        ray_actor_options={"num_cpus": scale.cpus, "num_gpus": gpus},
+        max_ongoing_requests=settings.limits.max_in_flight + _OVERFLOW,
+        max_queued_requests=_OVERFLOW,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=scale.min_replicas,
+            max_replicas=scale.max_replicas,
+            target_ongoing_requests=scale.target_in_flight,
+        ),
+        graceful_shutdown_timeout_s=patience,
+        logging_config={"enable_access_log": False, "log_level": "WARNING"},
+    )
+    return deployment.bind(settings.model_dump_json(), token)
+
+
+def build(args: dict[str, Any]) -> Any:
+    """The application out of the `args` of a Serve config file (deploy/serve.yaml).
+
+    The file, and not these args, says where Serve listens, so a token is needed always.
+
+    Raises:
+        ConfigError: an option is unknown or wrong.
+        UsageError: there is no token.
+    """
+    settings = build_job(ServeJob, args, source="`args` of the Serve config")
+    return application(settings, load_token(settings.http, needed=True))

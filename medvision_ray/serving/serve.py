@@ -1,0 +1,72 @@
+"""`medvision serve`: check, start Ray Serve, say where it listens, and wait to be stopped."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from medvision_ray.bundle import load_bundle
+from medvision_ray.cluster import ray_session
+from medvision_ray.config.serving import ServeJob
+from medvision_ray.errors import UsageError
+from medvision_ray.logs import Reporter, silent
+from medvision_ray.serving.security import load_token
+
+_LOOK_SECONDS = 5.0
+
+
+def serve(settings: ServeJob, say: Reporter = silent) -> dict[str, Any]:
+    """Serve until SIGINT or SIGTERM, which end it after the requests under way.
+
+    Raises:
+        UsageError: the address needs a token or readable TLS files.
+        BundleError: a bundle can't be used.
+    """
+    with serving(settings, say):
+        while True:
+            time.sleep(_LOOK_SECONDS)
+
+
+@contextmanager
+def serving(settings: ServeJob, say: Reporter = silent) -> Iterator[str]:
+    """The server, for the block; answers its address."""
+    token = load_token(settings.http)
+    _check_files(settings)
+    models = [load_bundle(uri).model_id for uri in settings.bundles]
+    with ray_session(settings.ray):
+        from ray import serve as ray_serve
+
+        from medvision_ray.serving.deployment import NAME, application
+
+        http, limits = settings.http, settings.limits
+        ray_serve.start(
+            http_options={
+                "host": http.host,
+                "port": http.port,
+                "ssl_certfile": http.tls_certificate,
+                "ssl_keyfile": http.tls_key,
+                # The application answers late requests itself; this is for those that never reach it.
+                "request_timeout_s": limits.body_seconds + limits.answer_seconds + 10,
+            },
+            logging_config={"enable_access_log": False, "log_level": "WARNING"},
+        )
+        try:
+            ray_serve.run(application(settings, token), name=NAME, route_prefix="/")
+            address = f"{'https' if http.tls_certificate else 'http'}://{http.host}:{http.port}"
+            locked = "with a token" if token else "without a token, to this machine alone"
+            say(
+                f"{', '.join(models)} at {address}, {locked}; API: {address}/docs.", event="serving", model_id=models[0]
+            )
+            yield address
+        finally:
+            ray_serve.shutdown()
+
+
+def _check_files(settings: ServeJob) -> None:
+    for name in ("tls_certificate", "tls_key"):
+        place = getattr(settings.http, name)
+        if place is not None and not os.access(place, os.R_OK):
+            raise UsageError(f"Expected a readable PEM file at `http.{name}`, but it cannot be read.")

@@ -28,6 +28,9 @@ _LISTED = [
     *("predicted_label", "predicted_probability", "mask_fraction", "mask_area_mm2", "scored_at"),
 ]
 _FAILED = ["image_id", "run_key", "run_date", "model_id", "stage", "error_code", "error", "attempts", "failed_at"]
+_KEY = ["image_id", "run_date"]
+_WHEN = {"predictions": "scored_at", "failures": "failed_at"}
+"""With `_KEY`, what names a row within a table."""
 _HIDDEN = frozenset({"uri", "etag", "mask", "frame_results"})
 """Of a row of predictions; masks and frames leave as contours."""
 _NO_MASK = {"mask_fraction": None, "mask_area_mm2": None, "mask_box": None}
@@ -89,33 +92,38 @@ def choices(output: str, nights: int = DEFAULT_NIGHTS) -> dict[str, Any]:
 
 
 def page(output: str, query: Query) -> dict[str, Any]:
-    """One page of rows, and how many rows there are in all."""
-    columns = list(_LISTED if query.table == "predictions" else _FAILED)
+    """One page of rows, and how many rows there are in all.
+
+    Two reads: all that fit, but only what they are sorted by; then everything that is listed of the page's rows.
+    """
+    predictions = query.table == "predictions"
     probability = tables.probability_column(query.label) if query.label else "predicted_probability"
-    when = "scored_at" if query.table == "predictions" else "failed_at"
-    keys = ["image_id", "model_id", "run_key", when, *([probability] if query.table == "predictions" else [])]
+    when, sorts = _WHEN[query.table], [probability] if predictions else []
     condition = _condition(output, query, probability)
-    found = tables.read(output, query.table, keys, condition)
+    found = tables.read(output, query.table, [*_KEY, when, *sorts], condition)
     if found is None or not found.num_rows:
         return {"total": 0, "rows": []}
-    by_time = (when, "descending"), ("image_id", "ascending")
-    order = {
-        "newest": list(by_time),
-        "probability": [(probability, "descending"), *by_time],
-        "uncertain": [(probability, "ascending"), *by_time],
-    }[query.order if query.table == "predictions" else "newest"]
+    by_time = [(when, "descending"), ("image_id", "ascending")]
+    direction = {"probability": "descending", "uncertain": "ascending"}.get(query.order)
+    order = [(probability, direction), *by_time] if predictions and direction else by_time
     most = min(query.offset + query.limit, found.num_rows)
     chosen = found.take(pc.select_k_unstable(found, most, order)).slice(query.offset, query.limit)
-    if not chosen.num_rows:
-        return {"total": found.num_rows, "rows": []}
-    wanted = columns if probability in columns or query.table == "failures" else [*columns, probability]
-    details = tables.read(output, query.table, wanted, condition & pads.field("image_id").isin(chosen["image_id"]))
-    rows = {(row["image_id"], row["model_id"], row["run_key"]): row for row in details.to_pylist()} if details else {}
-    places = zip(*(chosen[name].to_pylist() for name in ("image_id", "model_id", "run_key")), strict=True)
-    listed = [rows[place] for place in places if place in rows]  # one that a commit replaced meanwhile is left out
+    listed = _listed(output, query.table, chosen, [*(_LISTED if predictions else _FAILED), *sorts])
     for row in listed:
-        row["probability"] = row.pop(probability) if probability not in _LISTED else row.get(probability)
+        row["probability"] = row.get(probability)
     return {"total": found.num_rows, "rows": [_plain(row) for row in listed]}
+
+
+def _listed(output: str, table: str, chosen: pa.Table, columns: list[str]) -> list[dict[str, Any]]:
+    """The rows of these keys, in their order; one that a commit replaced meanwhile is left out."""
+    if not chosen.num_rows:
+        return []
+    key = [*_KEY, _WHEN[table]]
+    condition = pads.field("image_id").isin(chosen["image_id"]) & pads.field("run_date").isin(chosen["run_date"])
+    found = tables.read(output, table, list(dict.fromkeys(columns)), condition)
+    rows = {tuple(row[name] for name in key): row for row in found.to_pylist()} if found else {}
+    places = zip(*(chosen[name].to_pylist() for name in key), strict=True)
+    return [rows[place] for place in places if place in rows]
 
 
 def record(output: str, image_id: int, model_id: str | None = None) -> dict[str, Any] | None:
@@ -200,14 +208,19 @@ def _quoted(text: str) -> str:
 
 
 def _newest(output: str, table: str, image_id: int, model_id: str | None) -> dict[str, Any] | None:
+    """The whole row; masks are read of its night alone."""
     condition = pads.field("image_id") == image_id
     if model_id:
         condition &= pads.field("model_id") == model_id
-    rows = tables.read(output, table, None, condition)
-    if rows is None or not rows.num_rows:
+    when = _WHEN[table]
+    places = tables.read(output, table, [*_KEY, when], condition)
+    if places is None or not places.num_rows:
         return None
-    when = "scored_at" if table == "predictions" else "failed_at"
-    return dict(rows.take(pc.select_k_unstable(rows, 1, [(when, "descending")])).to_pylist()[0])
+    newest = places.take(pc.select_k_unstable(places, 1, [(when, "descending")])).to_pylist()[0]
+    for name in (*_KEY, when):
+        condition &= pads.field(name) == newest[name]
+    rows = tables.read(output, table, None, condition)
+    return dict(rows.to_pylist()[0]) if rows is not None and rows.num_rows else None
 
 
 def _mask(result: dict[str, Any], shape: tuple[int, int]) -> dict[str, Any] | None:

@@ -312,11 +312,8 @@ def test_a_row_has_its_mask_as_contours_and_neither_address_nor_name(
     answer = client(night[0]).get(f"/v1/worklist/{stored['image_id']}")
     row = answer.json()
     assert row["mask"]["box"] == [10, 20, 20, 50]
-    (outline,) = row["mask"]["contours"]  # corners cut by half a pixel, on the edges between pixels
-    assert {tuple(point) for point in outline} == {
-        *((9.5, 20), (9.5, 49), (10, 49.5), (19, 49.5)),
-        *((19.5, 49), (19.5, 20), (19, 19.5), (10, 19.5)),
-    }
+    (outline,) = row["mask"]["contours"]  # along the edges of pixels
+    assert sorted(outline) == [[9.5, 19.5], [9.5, 49.5], [19.5, 19.5], [19.5, 49.5]]
     assert row["image_id"] == str(stored["image_id"])
     assert [item["name"] for item in row["classes"]] == list(CLASSES)  # as predicted, not as the column
     assert stored["uri"] not in answer.text

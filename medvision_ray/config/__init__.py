@@ -2,7 +2,6 @@
 
 from medvision_ray.config.decisions import CalibrationConfig, OperatingPointsConfig
 from medvision_ray.config.jobs import (
-    JOBS,
     AugmentConfig,
     CompareJob,
     EvaluateJob,
@@ -18,6 +17,7 @@ from medvision_ray.config.jobs import (
 )
 from medvision_ray.config.load import build_job, load_job, show_job
 from medvision_ray.config.operations import LoggingConfig, OnFinishConfig
+from medvision_ray.config.registry import JOBS
 from medvision_ray.config.sections import (
     HEADER_FIELDS,
     ArchiveConfig,

@@ -19,7 +19,6 @@ from medvision_ray.config.sections import (
     RayConfig,
     Section,
 )
-from medvision_ray.config.serving import ServeJob
 
 Subgroup = Literal["patient_sex", "patient_age_band", "manufacturer", "modality", "mask_size"]
 SUBGROUPS: tuple[Subgroup, ...] = get_args(Subgroup)
@@ -387,15 +386,3 @@ class ReportJob(Section):
     """Title of the page."""
     logging: LoggingConfig = LoggingConfig()
     """What standard error carries."""
-
-
-JOBS: dict[str, type[Section]] = {
-    "inventory": InventoryJob,
-    "train": TrainJob,
-    "evaluate": EvaluateJob,
-    "compare": CompareJob,
-    "score": ScoreJob,
-    "explain": ExplainJob,
-    "report": ReportJob,
-    "serve": ServeJob,
-}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -13,15 +14,17 @@ from medvision_ray.scoring.objects import Effort
 from medvision_ray.serving.answers import (
     Answer,
     ClassResult,
+    Explanation,
     FrameAnswer,
     ImageFacts,
     MaskFacts,
+    OperatingPoint,
     RunLengths,
     Timing,
 )
 from medvision_ray.serving.drawing import contours, png_base64, run_lengths
 from medvision_ray.serving.engine import PredictOptions
-from medvision_ray.tables import probability_columns
+from medvision_ray.tables import calibrated_columns, probability_columns
 
 MaskForm = Literal["none", "rle", "png"]
 
@@ -34,6 +37,7 @@ def answer_of(
     image_format: str,
     effort: Effort,
     started: float,
+    explanation: Explanation | None = None,
 ) -> Answer:
     """The answer that a scored row is; every number of it is the row's.
 
@@ -42,6 +46,7 @@ def answer_of(
     """
     has_classes = bool(bundle.classes)
     probabilities = [row[name] for name in probability_columns(bundle.classes)] if has_classes else []
+    calibrated = [row.get(name) for name in calibrated_columns(bundle.classes)] if has_classes else []
     shape = (row["height"], row["width"])
     return Answer(
         request_id=options.request_id,
@@ -58,11 +63,11 @@ def answer_of(
         ),
         predicted_label=row["predicted_label"],
         predicted_probability=row["predicted_probability"],
-        classes=_classes(bundle, probabilities),
+        classes=_classes(bundle, probabilities, calibrated),
         key_frame=row["key_frame"],
         mask=_mask(row, shape, options.mask),
         frames=[_frame(bundle, item, shape, options.mask) for item in row["frame_results"]],
-        explanation=None,
+        explanation=explanation,
         timing=Timing(
             decode_ms=1000 * effort.decode_seconds,
             preprocess_ms=1000 * effort.preprocess_seconds,
@@ -72,11 +77,30 @@ def answer_of(
     )
 
 
-def _classes(bundle: Bundle, probabilities: list[float]) -> list[ClassResult]:
+def _classes(bundle: Bundle, raw: list[float], calibrated: Sequence[float | None]) -> list[ClassResult]:
     return [
-        ClassResult(name=name, probability=value, calibrated_probability=None, operating_points=[])
-        for name, value in zip(bundle.classes, probabilities, strict=True)
+        ClassResult(
+            name=name,
+            probability=raw[index],
+            calibrated_probability=calibrated[index] if calibrated else None,
+            operating_points=[
+                OperatingPoint(name=point, threshold=threshold, positive=bool(np.float32(raw[index]) >= threshold))
+                for point, threshold in _thresholds(bundle, index)
+            ],
+        )
+        for index, name in enumerate(bundle.classes)
+        if raw
     ]
+
+
+def _thresholds(bundle: Bundle, index: int) -> Iterator[tuple[str, float]]:
+    """Named thresholds of a class on raw probabilities, rounded to float32 as the batch job compares."""
+    if bundle.multi_label:
+        yield "default", float(np.float32(bundle.thresholds[index]))
+    for point in bundle.operating_points:
+        one = point.thresholds[index]
+        if one is not None:
+            yield point.name, float(np.float32(one.threshold))
 
 
 def _frame(bundle: Bundle, item: dict[str, Any], shape: tuple[int, int], form: MaskForm) -> FrameAnswer:
@@ -84,7 +108,7 @@ def _frame(bundle: Bundle, item: dict[str, Any], shape: tuple[int, int], form: M
         frame=item["frame"],
         predicted_label=item["predicted_label"],
         predicted_probability=item["predicted_probability"],
-        classes=_classes(bundle, item["probabilities"] or []),
+        classes=_classes(bundle, item["probabilities"] or [], item["calibrated"] or []),
         mask=_mask(item, shape, form),
     )
 

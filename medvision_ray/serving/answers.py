@@ -42,9 +42,9 @@ class OperatingPoint(AnswerPart):
     """A threshold with a name, and what it decides here."""
 
     name: str
-    """Name that the bundle gives it, such as `sensitivity_95`; `default` is the bundle's own threshold."""
+    """Name that the bundle gives it; `default` is what `predicted_label` of a multi-label model goes by."""
     threshold: Probability
-    """Positive from this probability on."""
+    """Positive from this raw `probability` on, in [0, 1]."""
     positive: bool
     """Whether the probability reaches the threshold."""
 
@@ -111,7 +111,7 @@ class Explanation(AnswerPart):
 
     kind: Literal["gradcam"]
     """The method."""
-    class_name: str = Field(alias="class", serialization_alias="class")
+    class_name: str = Field(serialization_alias="class")
     """The class that is explained."""
     png: str
     """Grey PNG in base64 on the source's grid: 0 is none, 255 the most."""

@@ -36,7 +36,7 @@ class Replica:
         scale = self._settings.scale
         self._batched.set_max_batch_size(scale.batch_size or (128 if scale.gpus else 16))
         self._batched.set_batch_wait_timeout_s(scale.batch_wait_ms / 1000)
-        self._engine = LocalEngine(self._settings, self._score)
+        self._engine = LocalEngine(self._settings, self._score, self._predicting)
         await asyncio.get_running_loop().run_in_executor(self._predicting, self._engine.start)
         self._watching = asyncio.create_task(self._watch())
 

@@ -16,11 +16,13 @@ class PredictOptions:
         request_id: the request's own id.
         model: id or name of a model; None is the default.
         mask: how the mask comes beside its contours.
+        explain: how the likeliest class of the key frame is explained; None leaves it out.
     """
 
     request_id: str
     model: str | None = None
     mask: Literal["none", "rle", "png"] = "none"
+    explain: Literal["gradcam"] | None = None
 
 
 class Engine(Protocol):

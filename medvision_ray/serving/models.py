@@ -7,7 +7,10 @@ import hashlib
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from medvision_ray import storage
 from medvision_ray.bundle import Bundle, load_bundle
@@ -16,10 +19,14 @@ from medvision_ray.errors import BundleError, StorageError
 from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
 from medvision_ray.imaging.preprocess import preprocess_id
 from medvision_ray.native import reuse_freed_memory
+from medvision_ray.scoring.objects import PreparedObject
 from medvision_ray.scoring.predicting import RowMaker
 from medvision_ray.scoring.preparing import Outcome
 from medvision_ray.serving.answers import ModelFacts
 from medvision_ray.serving.problems import RequestError
+
+if TYPE_CHECKING:
+    from medvision_ray.scoring.predictor import Predictor
 
 _CARD, _YAML = "MODEL_CARD.md", "bundle.yaml"
 
@@ -45,6 +52,14 @@ Item = tuple[Served, Outcome]
 Scored = dict[str, Any] | Exception
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """A model in memory."""
+
+    predictor: Predictor
+    rows: RowMaker
+
+
 class StaleModelError(BundleError):
     """A version is no longer in memory and its files are another version's by now."""
 
@@ -60,7 +75,7 @@ class Models:
         self._lock = threading.Lock()
         self._served = [_read(uri) for uri in settings.bundles]
         _check_names(self._served)
-        self._loaded: OrderedDict[str, RowMaker] = OrderedDict()
+        self._loaded: OrderedDict[str, Loaded] = OrderedDict()
 
     def find(self, model: str | None) -> Served:
         """A model by id or name; None is the default.
@@ -76,7 +91,7 @@ class Models:
                 return one
         raise RequestError(404, "unknown_model", "There is no model of this id or name; see /v1/models.")
 
-    def load(self, served: Served) -> RowMaker:
+    def load(self, served: Served) -> Loaded:
         """The loaded model; may take seconds.
 
         Raises:
@@ -84,14 +99,14 @@ class Models:
         """
         with self._lock:
             key = served.bundle.model_id
-            maker = self._loaded.get(key)
-            if maker is None:
-                maker = self._make(served)
+            loaded = self._loaded.get(key)
+            if loaded is None:
+                loaded = self._make(served)
                 while len(self._loaded) >= self._settings.scale.models_in_memory:
                     self._loaded.popitem(last=False)
-                self._loaded[key] = maker
+                self._loaded[key] = loaded
             self._loaded.move_to_end(key)
-            return maker
+            return loaded
 
     def score(self, items: list[Item]) -> list[Scored]:
         """Rows of a batch, or for an item its error: one that fails costs the others nothing."""
@@ -103,6 +118,13 @@ class Models:
             for place, result in zip(places, self._score([items[place] for place in places]), strict=True):
                 found[place] = result
         return found
+
+    def explain(self, served: Served, ready: PreparedObject, frame: int, class_index: int) -> NDArray[np.uint8]:
+        """Grad-CAM of a class in a frame on the source's grid: shape `(rows, columns)`, 255 the most evidence."""
+        from medvision_ray.scoring.explain import to_source
+
+        found = self.load(served).predictor.explain(np.array(ready.pixels[frame : frame + 1]), class_index)[0]
+        return np.rint(to_source(found, ready.transform) * 255).astype(np.uint8)
 
     def refresh(self) -> list[str]:
         """Look for new versions, load them, and serve them from then on; answers their ids.
@@ -138,14 +160,14 @@ class Models:
                 mask_threshold=one.bundle.mask_threshold,
                 input_size=list(one.bundle.preprocess.size),
                 preprocess_id=preprocess_id(one.bundle.preprocess, reduced=self._settings.decode.reduced),
-                calibrated=False,
+                calibrated=one.bundle.calibration is not None,
             )
             for place, one in enumerate(served)
         ]
 
     def _score(self, items: list[Item]) -> list[Scored]:
         try:
-            rows = self.load(items[0][0]).rows(outcome for _, outcome in items)
+            rows = self.load(items[0][0]).rows.rows(outcome for _, outcome in items)
             return list(rows)
         except StaleModelError as error:
             return [error] * len(items)
@@ -156,7 +178,7 @@ class Models:
             code = ErrorCode.OUT_OF_MEMORY if isinstance(error, MemoryError) else ErrorCode.INTERNAL_ERROR
             return [DecodeError(code, Stage.PREDICT, exception=kind)]
 
-    def _make(self, served: Served) -> RowMaker:
+    def _make(self, served: Served) -> Loaded:
         import torch
 
         from medvision_ray.scoring.predictor import Predictor
@@ -169,7 +191,7 @@ class Models:
             predictor = Predictor(served.bundle, scale.precision, batch_frames=size)
         except BundleError:
             raise StaleModelError("The model's files are of another version by now.") from None
-        return RowMaker(served.bundle, predictor, size, True, reduced=self._settings.decode.reduced)
+        return Loaded(predictor, RowMaker(served.bundle, predictor, size, True, reduced=self._settings.decode.reduced))
 
 
 def _version(uri: str) -> str:

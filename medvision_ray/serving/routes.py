@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
@@ -14,6 +15,7 @@ from medvision_ray.serving.answers import Answer, ModelList, State
 from medvision_ray.serving.engine import Engine, PredictOptions
 from medvision_ray.serving.metrics import CONTENT_TYPE_LATEST
 from medvision_ray.serving.middleware import request_id_of
+from medvision_ray.serving.negotiation import choose
 from medvision_ray.serving.problems import MEDIA_TYPE, RequestError, of_decode_error
 from medvision_ray.serving.receiving import FORM_TYPE, RAW_TYPES, receive
 from medvision_ray.serving.security import authorised
@@ -60,6 +62,14 @@ BODY = {
             },
         },
     }
+}
+
+_JSON, _PNG, _SEG = "application/json", "image/png", "application/dicom"
+_FORMS = (_JSON, _PNG, _SEG)
+_ANSWERS: dict[str, Any] = {
+    "description": "The prediction; by Accept the key frame with the mask's outline on it as PNG, or the masks as a DICOM "
+    "SEG object in the source's geometry.",
+    "content": {_PNG: _BINARY, _SEG: _BINARY},
 }
 
 open_routes = APIRouter(tags=["state"])
@@ -121,7 +131,7 @@ async def model_card(model: ModelName, engine: EngineOf) -> PlainTextResponse:
     summary="Score one image or volume",
     response_model=Answer,
     openapi_extra=BODY,
-    responses=problems(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504),
+    responses={200: _ANSWERS, **problems(400, 401, 404, 406, 408, 413, 415, 422, 429, 500, 503, 504)},
 )
 async def predict(
     request: Request,
@@ -133,12 +143,15 @@ async def predict(
     mask: Annotated[
         Literal["none", "rle", "png"], Query(description="How the mask comes beside its contours.")
     ] = "none",
+    explain: Annotated[
+        Literal["gradcam"] | None, Query(description="Add a Grad-CAM of the likeliest class in the key frame.")
+    ] = None,
 ) -> Response:
     """Score a DICOM, NIfTI, PNG, JPEG, TIFF or BMP object. Not a diagnosis: this is no medical device."""
     started = time.perf_counter()
     status, code = 200, "none"
     try:
-        return await _predict(request, engine, PredictOptions(request_id_of(request.scope), model, mask))
+        return await _predict(request, engine, PredictOptions(request_id_of(request.scope), model, mask, explain))
     except (RequestError, DecodeError) as error:
         refusal = of_decode_error(error) if isinstance(error, DecodeError) else error
         status, code = refusal.status, refusal.code
@@ -152,12 +165,37 @@ async def predict(
 
 async def _predict(request: Request, engine: Engine, options: PredictOptions) -> Response:
     state, settings = request.app.state, request.app.state.settings
+    form = choose(request.headers.get("accept", ""), _FORMS)
+    if form is None:
+        raise RequestError(406, "not_acceptable", f"Expected Accept to take one of {', '.join(_FORMS)}.")
     with state.admission.admit() as admitted, state.metrics.in_flight.track_inprogress():
-        data, _ = await receive(request, settings.decode.max_bytes, settings.limits.body_seconds, admitted)
+        data, found = await receive(request, settings.decode.max_bytes, settings.limits.body_seconds, admitted)
+        if form == _SEG and found != "dicom":
+            raise RequestError(406, "not_acceptable", "A DICOM SEG object is made of a DICOM object alone.")
         limit = settings.limits.answer_seconds
         try:
-            answer = await asyncio.wait_for(engine.predict(data, options), limit)
+            answer, response = await asyncio.wait_for(_answer(engine, data, options, form), limit)
         except (asyncio.TimeoutError, TimeoutError):
             raise RequestError(504, "answer_timeout", f"The answer was not ready within {limit:g} s.") from None
     state.metrics.scored(answer)
-    return Response(answer.model_dump_json(by_alias=True), media_type="application/json")
+    return response
+
+
+async def _answer(engine: Engine, data: bytes, options: PredictOptions, form: str) -> tuple[Answer, Response]:
+    """The answer, and its form."""
+    if form == _JSON:
+        answer = await engine.predict(data, options)
+        return answer, Response(answer.model_dump_json(by_alias=True), media_type=_JSON)
+    answer = await engine.predict(data, replace(options, mask="rle", explain=None))
+    if answer.mask is None:
+        raise RequestError(406, "not_acceptable", "This model draws no masks; its answer is JSON.")
+    if form == _PNG:
+        drawn = {"model": answer.model_id, "frame": answer.key_frame, "contours": answer.mask.contours}
+        _, content = await engine.isolated("overlay", data, drawn)
+    else:
+        masks = [frame.mask for frame in answer.frames] or [answer.mask]
+        lengths = [mask.rle.counts for mask in masks if mask is not None and mask.rle is not None]
+        shape = {"rows": answer.image.height, "columns": answer.image.width}
+        given = {"model": answer.model_id, "model_id": answer.model_id, "masks": lengths, **shape}
+        _, content = await engine.isolated("segment", data, given)
+    return answer, Response(content, media_type=form, headers={"X-Model-ID": answer.model_id})

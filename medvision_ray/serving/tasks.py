@@ -58,7 +58,19 @@ def overlay(data: bytes, options: dict[str, Any], limits: DecodeConfig) -> tuple
     return {}, draw_overlay(shown, options["contours"])
 
 
-TASKS: Mapping[str, Task] = {"prepare": prepare, "overlay": overlay, "pixels": pixels}
+def segment(data: bytes, options: dict[str, Any], limits: DecodeConfig) -> tuple[dict[str, Any], bytes]:
+    """The masks as a DICOM SEG object.
+
+    Args:
+        options: `model_id`, `rows`, `columns`, and `masks`, the run lengths of every frame.
+    """
+    from medvision_ray.serving.segmentation import masks_of, segmentation
+
+    masks = masks_of(options["masks"], options["rows"], options["columns"])
+    return {}, segmentation(data, masks, options["model_id"], limits)
+
+
+TASKS: Mapping[str, Task] = {"prepare": prepare, "overlay": overlay, "segment": segment, "pixels": pixels}
 """Every task by its name; a new one is added here."""
 
 

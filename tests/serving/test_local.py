@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import dataclasses
 import os
 import shutil
 import signal
@@ -30,6 +31,7 @@ from medvision_ray.scoring.objects import Effort, ObjectReader
 from medvision_ray.scoring.predicting import RowMaker
 from medvision_ray.scoring.predictor import Predictor
 from medvision_ray.scoring.preparing import Outcome
+from medvision_ray.serving.answering import answer_of
 from medvision_ray.serving.answers import Answer
 from medvision_ray.serving.decoders import DecodingProcess
 from medvision_ray.serving.drawing import contours, run_lengths
@@ -315,3 +317,41 @@ def test_a_new_version_takes_over_and_what_is_under_way_keeps_the_old_one(tmp_pa
     still = asyncio.run(engine._predict(picture, RLE, under_way))
     assert (still.model_id, still.classes) == (old.model_id, before.classes)
     engine.close()
+
+
+def test_an_explanation_is_a_map_of_the_likeliest_class_on_the_source_s_grid(
+    engine: LocalEngine, phantom: PhantomArchive
+) -> None:
+    data = next(data for data in objects_of(phantom) if data[128:132] == b"DICM")
+    answer = predict(engine, data, PredictOptions("1", explain="gradcam"))
+    assert answer.explanation is not None
+    assert answer.explanation.class_name == answer.predicted_label
+    picture = cv2.imdecode(np.frombuffer(base64.b64decode(answer.explanation.png), np.uint8), cv2.IMREAD_UNCHANGED)
+    assert picture.shape == (answer.image.height, answer.image.width)
+    assert answer.model_dump(by_alias=True)["explanation"]["class"] == answer.predicted_label
+
+
+def test_calibrated_probabilities_and_operating_points_are_the_bundle_s(
+    bundle: Bundle, phantom: PhantomArchive
+) -> None:
+    from medvision_ray.calibration import TemperatureScaling
+    from medvision_ray.operating_points import ClassThreshold, OperatingPoint
+
+    def threshold(value: float) -> ClassThreshold:
+        return ClassThreshold(value, 0.9, 0.8, 9, 2, 1, 8, 10)
+
+    data = next(data for data in objects_of(phantom) if data[128:132] == b"DICM")
+    models = Models(settings(bundle))
+    ready = ObjectReader(DecodeConfig(), bundle.preprocess, None).prepare(data, Effort())
+    item = Outcome({"image_id": 0, "uri": "", "etag": ""}, ready, Effort(), 1)
+    raw = models.score([(models.find(None), item)])[0]
+    assert isinstance(raw, dict)
+    values = [raw[name] for name in probability_columns(bundle.classes)]
+    point = OperatingPoint("screening", "sensitivity 0.9", (threshold(values[0]), None, threshold(values[2] + 1e-3)))
+    rich = dataclasses.replace(bundle, calibration=TemperatureScaling(2.0), operating_points=(point,))
+    row = RowMaker(rich, Predictor(rich, batch_frames=1), 1, True).rows([item])[0]
+    answer = answer_of(rich, row, RLE, image_format="dicom", effort=Effort(), started=0.0)
+    expected = TemperatureScaling(2.0).apply(np.array([values], np.float32))[0]
+    assert [one.calibrated_probability for one in answer.classes] == pytest.approx(list(expected), abs=1e-6)
+    found = [[(one.name, one.positive) for one in item.operating_points] for item in answer.classes]
+    assert found == [[("screening", True)], [], [("screening", False)]]

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TAG := $(shell $(PYTHON) -c "import sys; print('py%d%d' % sys.version_info[:2])")
 STAMP := $(VENV)/.installed-$(TAG)
 
-.PHONY: demo test test-dcmtk test-faults test-fuzz test-intervals check format constraints bench bench-score clean
+.PHONY: demo test test-dcmtk test-faults test-fuzz test-intervals test-viewer viewer check format constraints bench bench-score clean
 
 demo: $(STAMP)
 	$(BIN)/medvision demo --folder demo
@@ -31,6 +31,14 @@ test-fuzz: $(STAMP)
 # How often 95 % intervals hold the truth, over 1,500 simulated studies; a short version is in `make test`.
 test-intervals: $(STAMP)
 	$(BIN)/pytest tests/evaluation/test_coverage.py -m slow -rPs
+
+# The viewer page in headless Chromium (Debian package chromium; skipped without it).
+test-viewer: $(STAMP)
+	$(BIN)/pytest tests/serving/test_page.py -m "" --durations=5
+
+# Check, test and build the viewer page into the package; needs Node 20.19 or newer.
+viewer:
+	cd viewer && npm install --no-package-lock && npm run check && npm test && npm run build
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -274,7 +274,7 @@ export class Viewer {
       const picture = result?.explanation ? await heatPicture(result.explanation.png) : null;
       if (ticket !== this.opening) return;
       const wanted = opened.perFrame || current.source.count === 1 ? current.frame : (result?.key_frame ?? 0);
-      this.setHeat(this.heatOn && this.stage.current?.frame === wanted ? picture : null);
+      this.setHeat(this.heatOn && this.stage.current?.frame === wanted ? picture : null, result?.explanation?.class);
       if (!picture) this.noHeat("This server's answer holds no explanation.");
     } catch (problem) {
       if (ticket === this.opening) this.noHeat(`No explanation: ${wordsOf(problem).detail}`);
@@ -288,7 +288,8 @@ export class Viewer {
     this.notify(why);
   }
 
-  private setHeat(picture: HTMLCanvasElement | null): void {
+  private setHeat(picture: HTMLCanvasElement | null, about = ""): void {
+    byId("heat-note").textContent = picture ? `Grad-CAM: ${about}` : "";
     this.stage.layers.heat = picture;
     byId("stage").dataset.heat = picture ? "on" : "off";
     this.stage.redraw();

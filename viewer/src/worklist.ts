@@ -231,7 +231,7 @@ function meter(value: number | null): HTMLElement | string {
   if (value === null) return "–";
   const fillBar = h("i");
   fillBar.style.width = `${value * 100}%`;
-  return h("span", { class: "meter" }, h("span", { class: "mini", "aria-hidden": "true" }, fillBar), probability(value));
+  return h("span", { class: "meter" }, h("span", { class: "mini", "aria-hidden": "true" }, fillBar), h("span", { class: "digits" }, probability(value)));
 }
 
 function maskText(row: WorklistRow): string {

@@ -1671,7 +1671,7 @@ function meter(value) {
 	return h("span", { class: "meter" }, h("span", {
 		class: "mini",
 		"aria-hidden": "true"
-	}, fillBar), probability(value));
+	}, fillBar), h("span", { class: "digits" }, probability(value)));
 }
 function maskText(row) {
 	if (row.mask_fraction === null || row.mask_fraction === void 0) return "–";
@@ -1920,7 +1920,7 @@ var Viewer = class {
 			const picture = result?.explanation ? await heatPicture(result.explanation.png) : null;
 			if (ticket !== this.opening) return;
 			const wanted = opened.perFrame || current.source.count === 1 ? current.frame : result?.key_frame ?? 0;
-			this.setHeat(this.heatOn && this.stage.current?.frame === wanted ? picture : null);
+			this.setHeat(this.heatOn && this.stage.current?.frame === wanted ? picture : null, result?.explanation?.class);
 			if (!picture) this.noHeat("This server's answer holds no explanation.");
 		} catch (problem) {
 			if (ticket === this.opening) this.noHeat(`No explanation: ${wordsOf(problem).detail}`);
@@ -1932,7 +1932,8 @@ var Viewer = class {
 		this.setHeat(null);
 		this.notify(why);
 	}
-	setHeat(picture) {
+	setHeat(picture, about = "") {
+		byId("heat-note").textContent = picture ? `Grad-CAM: ${about}` : "";
 		this.stage.layers.heat = picture;
 		byId("stage").dataset.heat = picture ? "on" : "off";
 		this.stage.redraw();

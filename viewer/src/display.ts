@@ -65,20 +65,22 @@ const RANGES = { uint8: [0, 255], int16: [-32768, 32767], uint16: [0, 65535] } a
 /** Grey of every stored value of an integer type; the first entry belongs to the type's lowest value. */
 export function greyTable(type: keyof typeof RANGES, display: Display, scaling: Scaling, invert: boolean): Uint8Array {
   const [lowest, highest] = RANGES[type];
-  const fixed = isLut(scaling) ? { ...scaling, bits: scaling.bits } : scaling;
-  const top = isLut(scaling) ? lutTop(scaling) : 0;
+  const unit = isLut(scaling) ? lutUnit(display, scaling, invert) : (stored: number) => unitValue(stored, display, scaling, invert);
   const table = new Uint8Array(highest - lowest + 1);
-  for (let stored = lowest; stored <= highest; stored++) {
-    table[stored - lowest] = to8(isLut(fixed) ? lutUnit(stored, display, fixed, top, invert) : unitValue(stored, display, fixed, invert));
-  }
+  for (let stored = lowest; stored <= highest; stored++) table[stored - lowest] = to8(unit(stored));
   return table;
 }
 
-function lutUnit(stored: number, display: Display, lut: LookupTable, top: number, invert: boolean): number {
-  if (display.padding && stored >= display.padding[0] && stored <= display.padding[1]) return 0;
-  const index = Math.min(Math.max(rint(modalityValue(stored, display)) - lut.first, 0), lut.values.length - 1);
-  const shown = lut.values[index]! / top;
-  return invert ? 1 - shown : shown;
+/** `unitValue` with a LUT whose white is looked for once, not once a value. */
+function lutUnit(display: Display, lut: LookupTable, invert: boolean): (stored: number) => number {
+  const last = lut.values.length - 1;
+  const white = lutTop(lut);
+  return (stored) => {
+    if (display.padding && stored >= display.padding[0] && stored <= display.padding[1]) return 0;
+    const index = Math.min(Math.max(rint(modalityValue(stored, display)) - lut.first, 0), last);
+    const shown = lut.values[index]! / white;
+    return invert ? 1 - shown : shown;
+  };
 }
 
 /**
@@ -91,7 +93,7 @@ export function paint(values: Values, header: Header, display: Display, scaling:
   const height = Math.ceil(header.height / stride);
   const picture = new ImageData(width, height);
   const out = new Uint32Array(picture.data.buffer);
-  if (header.type === "rgb8") paintColour(values, header, greyTable("uint8", display, scaling, invert), stride, width, out);
+  if (header.type === "rgb8") paintColour(values, header, greyTable("uint8", display, scaling, invert), stride, out);
   else if (header.type === "float32") {
     sample(header, stride, (from, to) => (out[to] = grey(to8(unitValue(values[from]!, display, scaling, invert)))));
   } else {
@@ -99,14 +101,24 @@ export function paint(values: Values, header: Header, display: Display, scaling:
     const lowest = RANGES[header.type][0];
     const shades = Uint32Array.from(table, grey);
     if (stride === 1) for (let place = 0; place < values.length; place++) out[place] = shades[values[place]! - lowest]!;
-    else sample(header, stride, (from, to) => (out[to] = shades[values[from]! - lowest]!));
+    else paintShades(values, header, shades, lowest, stride, out);
   }
   return picture;
 }
 
+/** Written out: this is what a drag over a large picture waits for. */
+function paintShades(values: Values, header: Header, shades: Uint32Array, lowest: number, stride: number, out: Uint32Array): void {
+  const { width, height } = header;
+  let to = 0;
+  for (let row = 0; row < height; row += stride) {
+    const end = (row + 1) * width;
+    for (let from = row * width; from < end; from += stride) out[to++] = shades[values[from]! - lowest]!;
+  }
+}
+
 const grey = (value: number): number => (0xff000000 | (value << 16) | (value << 8) | value) >>> 0;
 
-function paintColour(values: Values, header: Header, table: Uint8Array, stride: number, _width: number, out: Uint32Array): void {
+function paintColour(values: Values, header: Header, table: Uint8Array, stride: number, out: Uint32Array): void {
   sample(header, stride, (from, to) => {
     const [red, green, blue] = [table[values[3 * from]!]!, table[values[3 * from + 1]!]!, table[values[3 * from + 2]!]!];
     out[to] = (0xff000000 | (blue << 16) | (green << 8) | red) >>> 0;

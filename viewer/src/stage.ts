@@ -7,7 +7,7 @@ import type { Display, Values, Window } from "./pixels";
 import type { Source } from "./source";
 import { centred, fitted, panned, pixelAspect, pixelAt, zoomed, type Size, type View } from "./view";
 
-const PREVIEW_PIXELS = 2_000_000;
+const PREVIEW_PIXELS = 800_000;
 
 /** What the page shows beside the picture, told with every change. */
 export interface StageState {

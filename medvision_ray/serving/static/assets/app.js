@@ -833,20 +833,21 @@ var RANGES = {
 /** Grey of every stored value of an integer type; the first entry belongs to the type's lowest value. */
 function greyTable(type, display, scaling, invert) {
 	const [lowest, highest] = RANGES[type];
-	const fixed = isLut(scaling) ? {
-		...scaling,
-		bits: scaling.bits
-	} : scaling;
-	const top = isLut(scaling) ? lutTop(scaling) : 0;
+	const unit = isLut(scaling) ? lutUnit(display, scaling, invert) : (stored) => unitValue(stored, display, scaling, invert);
 	const table = new Uint8Array(highest - lowest + 1);
-	for (let stored = lowest; stored <= highest; stored++) table[stored - lowest] = to8(isLut(fixed) ? lutUnit(stored, display, fixed, top, invert) : unitValue(stored, display, fixed, invert));
+	for (let stored = lowest; stored <= highest; stored++) table[stored - lowest] = to8(unit(stored));
 	return table;
 }
-function lutUnit(stored, display, lut, top, invert) {
-	if (display.padding && stored >= display.padding[0] && stored <= display.padding[1]) return 0;
-	const index = Math.min(Math.max(rint(modalityValue(stored, display)) - lut.first, 0), lut.values.length - 1);
-	const shown = lut.values[index] / top;
-	return invert ? 1 - shown : shown;
+/** `unitValue` with a LUT whose white is looked for once, not once a value. */
+function lutUnit(display, lut, invert) {
+	const last = lut.values.length - 1;
+	const white = lutTop(lut);
+	return (stored) => {
+		if (display.padding && stored >= display.padding[0] && stored <= display.padding[1]) return 0;
+		const index = Math.min(Math.max(rint(modalityValue(stored, display)) - lut.first, 0), last);
+		const shown = lut.values[index] / white;
+		return invert ? 1 - shown : shown;
+	};
 }
 /**
 * A frame as RGBA, every `stride`th pixel of every `stride`th row.
@@ -858,19 +859,28 @@ function paint(values, header, display, scaling, invert, stride = 1) {
 	const height = Math.ceil(header.height / stride);
 	const picture = new ImageData(width, height);
 	const out = new Uint32Array(picture.data.buffer);
-	if (header.type === "rgb8") paintColour(values, header, greyTable("uint8", display, scaling, invert), stride, width, out);
+	if (header.type === "rgb8") paintColour(values, header, greyTable("uint8", display, scaling, invert), stride, out);
 	else if (header.type === "float32") sample(header, stride, (from, to) => out[to] = grey(to8(unitValue(values[from], display, scaling, invert))));
 	else {
 		const table = greyTable(header.type, display, scaling, invert);
 		const lowest = RANGES[header.type][0];
 		const shades = Uint32Array.from(table, grey);
 		if (stride === 1) for (let place = 0; place < values.length; place++) out[place] = shades[values[place] - lowest];
-		else sample(header, stride, (from, to) => out[to] = shades[values[from] - lowest]);
+		else paintShades(values, header, shades, lowest, stride, out);
 	}
 	return picture;
 }
+/** Written out: this is what a drag over a large picture waits for. */
+function paintShades(values, header, shades, lowest, stride, out) {
+	const { width, height } = header;
+	let to = 0;
+	for (let row = 0; row < height; row += stride) {
+		const end = (row + 1) * width;
+		for (let from = row * width; from < end; from += stride) out[to++] = shades[values[from] - lowest];
+	}
+}
 var grey = (value) => (4278190080 | value << 16 | value << 8 | value) >>> 0;
-function paintColour(values, header, table, stride, _width, out) {
+function paintColour(values, header, table, stride, out) {
 	sample(header, stride, (from, to) => {
 		const [red, green, blue] = [
 			table[values[3 * from]],
@@ -1151,7 +1161,7 @@ function pixelAt(view, aspect, picture, x, y) {
 	return row >= 0 && column >= 0 && row < picture.height && column < picture.width ? [row, column] : null;
 }
 // src/stage.ts
-var PREVIEW_PIXELS = 2e6;
+var PREVIEW_PIXELS = 8e5;
 var Stage = class {
 	canvas;
 	layers = {

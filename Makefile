@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 TAG := $(shell $(PYTHON) -c "import sys; print('py%d%d' % sys.version_info[:2])")
 STAMP := $(VENV)/.installed-$(TAG)
 
-.PHONY: demo test test-dcmtk test-faults test-fuzz test-intervals test-serve check format constraints bench bench-score bench-serve clean
+.PHONY: demo test test-dcmtk test-faults test-fuzz test-intervals test-serve test-viewer viewer check format constraints bench \
+	bench-score bench-serve clean
 
 demo: $(STAMP)
 	$(BIN)/medvision demo --folder demo
@@ -39,6 +40,14 @@ test-intervals: $(STAMP)
 # Requests made from the server's OpenAPI document, 2,000 damaged files, answers beside the batch job's rows over real data.
 test-serve: $(STAMP)
 	$(BIN)/pytest tests/serving -m slow -rPs
+
+# The viewer page in headless Chromium (Debian package chromium; skipped without it).
+test-viewer: $(STAMP)
+	$(BIN)/pytest tests/serving/test_page.py -m "" --durations=5
+
+# Check, test and build the viewer page into the package; needs Node 20.19 or newer.
+viewer:
+	cd viewer && npm install --no-package-lock && npm run check && npm test && npm run build
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -167,7 +167,11 @@ def _add_serve_options(parser: argparse.ArgumentParser) -> None:
         metavar="URI",
         help="bundle to serve; repeatable, the first is the default",
     )
-    for flag, key, text in (("--host", "http.host", "address to listen on"), ("--port", "http.port", "TCP port")):
+    for flag, key, text in (
+        ("--host", "http.host", "address to listen on"),
+        ("--port", "http.port", "TCP port"),
+        ("--worklist", "worklist", "`output` of score jobs whose tables the viewer page lists"),
+    ):
         parser.add_argument(flag, dest=key, help=f"{text} (`{key}`)")
 
 
@@ -347,7 +351,11 @@ def _report(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
 
 
 def _serve(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
-    found = [f"{key}={value}" for key in ("http.host", "http.port") if (value := getattr(options, key)) is not None]
+    found = [
+        f"{key}={value}"
+        for key in ("http.host", "http.port", "worklist")
+        if (value := getattr(options, key)) is not None
+    ]
     if options.bundle:
         found.append(f"bundles={json.dumps(options.bundle)}")
     options.overrides = [*options.overrides, *found]

@@ -123,6 +123,8 @@ class ServeJob(Section):
     """Folders or URIs of bundles; the first is the one that answers where a request names none."""
     reload_seconds: Annotated[float, Field(ge=0)] = 30.0
     """How often bundles are looked at for a new version, which then takes over without a request lost; 0 never looks."""
+    worklist: str | None = None
+    """The `output` of score jobs, whose tables the viewer's worklist shows and whose images it opens; null shows none."""
     http: HttpConfig = HttpConfig()
     """Address, token, TLS."""
     limits: RequestLimits = RequestLimits()

@@ -17,10 +17,12 @@ from medvision_ray.serving.admission import Admission
 from medvision_ray.serving.engine import Engine
 from medvision_ray.serving.metrics import ServingMetrics
 from medvision_ray.serving.middleware import Guard, request_id_of
+from medvision_ray.serving.page import page_router
 from medvision_ray.serving.pages import STATIC, StaticPages, pages
 from medvision_ray.serving.problems import Problem, RequestError, of_decode_error, problem_response
 from medvision_ray.serving.routes import open_routes, routes
 from medvision_ray.serving.security import allowed_hosts
+from medvision_ray.serving.viewing import Viewing
 
 _ABOUT = (
     "Scores medical images with the models of bundles, as the batch job does. "
@@ -57,7 +59,7 @@ def create_app(
     app.state.token = token
     app.state.admission = Admission(settings.limits)
     app.state.metrics = ServingMetrics()
-    for router in (*ROUTERS, *routers):
+    for router in (*ROUTERS, Viewing(settings).router, page_router(), *routers):
         app.include_router(router)
     app.mount("/", StaticPages(directory=STATIC, html=True), name="static")
     app.add_middleware(Guard, hosts=allowed_hosts(settings.http, token), on_defect=on_defect)

@@ -25,14 +25,16 @@ ModelName = Annotated[str, Path(min_length=1, max_length=128, description="Id of
 _WHY = {
     400: "The request is malformed, or its body empty or cut off.",
     401: "The bearer token is missing or wrong.",
-    404: "There is no such model.",
+    404: "There is no such thing.",
     406: "None of the answers that Accept names can be given.",
     408: "The body did not arrive in time.",
+    409: "The object is not as it was when it was scored, or its address is not kept.",
     413: "The body is over the byte limit.",
     415: "The content type is none of those taken, or the content is no image format.",
     422: "The object could not be decoded; `code` is that of the failures table.",
     429: "The server is busy: see Retry-After.",
     500: "A defect.",
+    502: "The archive refused.",
     503: "The server can't answer now: see Retry-After.",
     504: "The answer took too long.",
 }
@@ -45,7 +47,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
-_BODY = {
+BODY = {
     "requestBody": {
         "required": True,
         "description": "One object: raw, or the only file of a form. The format is told by content.",
@@ -137,7 +139,7 @@ async def model_card(model: ModelName, engine: EngineOf) -> PlainTextResponse:
     "/v1/predict",
     summary="Score one image or volume",
     response_model=Answer,
-    openapi_extra=_BODY,
+    openapi_extra=BODY,
     responses={200: _ANSWERS, **problems(400, 401, 404, 406, 408, 413, 415, 422, 429, 500, 503, 504)},
 )
 async def predict(

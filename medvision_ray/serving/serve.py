@@ -58,7 +58,9 @@ def serving(settings: ServeJob, say: Reporter = silent) -> Iterator[str]:
             address = f"{'https' if http.tls_certificate else 'http'}://{http.host}:{http.port}"
             locked = "with a token" if token else "without a token, to this machine alone"
             say(
-                f"{', '.join(models)} at {address}, {locked}; API: {address}/docs.", event="serving", model_id=models[0]
+                f"{', '.join(models)} at {address}, {locked}; API: {address}/docs, viewer: {address}/.",
+                event="serving",
+                model_id=models[0],
             )
             yield address
         finally:

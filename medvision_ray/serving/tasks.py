@@ -24,6 +24,7 @@ from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
 from medvision_ray.imaging.preprocess import show_frame
 from medvision_ray.scoring.objects import Effort, ObjectReader
 from medvision_ray.scoring.pipes import OUT_OF_MEMORY_STATUS, answer_with, limit_memory, own_stdout
+from medvision_ray.serving.pixel_task import pixels
 
 _GRACE_SECONDS = 5.0  # past the parent's own limit, for a child whose parent is gone
 Task = Callable[[bytes, dict[str, Any], DecodeConfig], tuple[dict[str, Any], bytes]]
@@ -69,7 +70,7 @@ def segment(data: bytes, options: dict[str, Any], limits: DecodeConfig) -> tuple
     return {}, segmentation(data, masks, options["model_id"], limits)
 
 
-TASKS: Mapping[str, Task] = {"prepare": prepare, "overlay": overlay, "segment": segment}
+TASKS: Mapping[str, Task] = {"prepare": prepare, "overlay": overlay, "segment": segment, "pixels": pixels}
 """Every task by its name; a new one is added here."""
 
 

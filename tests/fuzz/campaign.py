@@ -168,7 +168,7 @@ def _checked(outcome: Any) -> dict[str, Any]:
             facts.update(code=code.value, error=outcome.result.error)
         else:
             ready = outcome.result
-            bundle: Any = SimpleNamespace(classes=(), multi_label=False)
+            bundle: Any = SimpleNamespace(classes=(), multi_label=False, calibration=None)
             frames = [FrameResult(None, None)] * len(ready.pixels)
             row = scored_row(bundle, outcome.entry, ready, frames, preprocess_id="fuzz", save_masks=False)
             if ready.pixels.shape[1:] != (1, 64, 64) or ready.pixels.dtype.name != "uint8" or not frames:

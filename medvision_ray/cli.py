@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from medvision_ray import __version__
+from medvision_ray.cli_cluster import add_cluster_verbs
 from medvision_ray.cli_tables import add_tables_verb
 from medvision_ray.ending import DONE, OVER_BUDGET, leave, run_to_the_end
 from medvision_ray.errors import UsageError
@@ -102,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_json(demo)
     demo.set_defaults(run=_demo)
     add_tables_verb(verbs, _add_json)
+    add_cluster_verbs(verbs, _add_json)
     bundle = verbs.add_parser("bundle", help="look at a bundle").add_subparsers(dest="action", required=True)
     show = bundle.add_parser("show", help="print what a bundle is")
     show.add_argument("uri", help="folder or URI of the bundle")

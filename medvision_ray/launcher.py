@@ -69,7 +69,7 @@ def requirements() -> tuple[SpecifierSet, SpecifierSet]:
 
     try:
         wanted = [Requirement(line) for line in requires("medvision-ray") or []]
-        python = metadata("medvision-ray").get("Requires-Python") or ""
+        python = metadata("medvision-ray")["Requires-Python"]
     except PackageNotFoundError:
         raise UsageError("Expected medvision-ray to be installed (pip install), since its metadata is read.") from None
     ray = next(item.specifier for item in wanted if item.name == "ray")

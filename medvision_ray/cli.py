@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from medvision_ray import __version__
-from medvision_ray.cli_cluster import add_cluster_verbs
+from medvision_ray.cli_cluster import add_cluster_verbs, split_submission
 from medvision_ray.cli_tables import add_tables_verb
 from medvision_ray.ending import DONE, OVER_BUDGET, leave, run_to_the_end
 from medvision_ray.errors import UsageError
@@ -22,7 +22,8 @@ from medvision_ray.logs import FORMATS, Log, finite, open_log
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code of `ending.Ending`: 0 done, 1 failed, 2 wrong usage, 3 over the failure budget, ..."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = argparse.Namespace(json="--json" in given, verb=None, begun=None)
+    given, behind = split_submission(given)
+    options = argparse.Namespace(json="--json" in given, verb=None, begun=None, behind=behind)
     refused: UsageError | None = None
     try:
         _parser().parse_args(given, options)

@@ -33,9 +33,18 @@ def add_cluster_verbs(verbs: Any, add_json: Callable[[argparse.ArgumentParser], 
     _add_submit(verbs, add_json)
 
 
+def split_submission(given: list[str]) -> tuple[list[str], list[str]]:
+    """A command line, and what stands behind `--` where it submits: argparse gives options there back as unknown."""
+    if given[:1] != ["submit"] or "--" not in given:
+        return given, []
+    place = given.index("--")
+    return given[:place], given[place + 1 :]
+
+
 def _add_submit(verbs: Any, add_json: Callable[[argparse.ArgumentParser], None]) -> None:
     text = "run a verb on a cluster through its job API, follow its log and end with its own exit code"
-    submit = verbs.add_parser("submit", help=text, description=f"{text}. Options of the verb go behind `--`.")
+    usage = "medvision submit JOB [--config FILE] [OPTION ...] [-- OPTION OF THE JOB ...]"
+    submit = verbs.add_parser("submit", help=text, description=text, usage=usage)
     submit.add_argument("job", choices=JOB_VERBS, help="the verb to run there")
     submit.add_argument("--config", metavar="FILE", help="YAML file of the job; it travels with it")
     submit.add_argument(
@@ -52,7 +61,6 @@ def _add_submit(verbs: Any, add_json: Callable[[argparse.ArgumentParser], None])
     )
     submit.add_argument("--again", action="store_true", help="submit once more what is over with code 0, 2 or 3")
     submit.add_argument("--no-wait", action="store_true", help="end with 0 once it is submitted")
-    submit.add_argument("arguments", nargs="*", metavar="-- OPTION", help="options of the verb")
     add_json(submit)
     submit.set_defaults(run=_submit)
 
@@ -66,7 +74,7 @@ def _submit(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
             raise UsageError(f"Expected a readable --{name} at {given}.")
     wanted = Submission(
         verb=options.job,
-        arguments=tuple(options.arguments),
+        arguments=tuple(options.behind),
         config=Path(options.config) if options.config else None,
         day=datetime.now(timezone.utc).date().isoformat() if options.day is None else options.day,
         code=Path(options.code) if options.code else None,

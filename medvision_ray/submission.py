@@ -245,12 +245,17 @@ def _follow(cluster: Cluster, client: JobClient, identity: str, log: _Log) -> in
         while True:
             try:
                 asyncio.run(log.tail(client, identity))
-                code = exit_code(client.get_job_info(identity))
+                job = client.get_job_info(identity)
             except (ConnectionError, OSError, RuntimeError, _client_errors()):
                 client = cluster.client()
                 if identity not in [job.submission_id for job in client.list_jobs()]:
                     return None
-                code = exit_code(client.get_job_info(identity))
+                job = client.get_job_info(identity)
+            code = exit_code(job)
+            if (
+                code == FAILED and job.driver_exit_code is None
+            ):  # its message can hold the driver's log, the type cannot
+                cluster.say(f"{identity} has no exit code of its own: {job.error_type or 'its node is gone'}.")
             if code is not None:
                 return code
             cluster.pause(_LOOK_SECONDS)

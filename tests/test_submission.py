@@ -22,6 +22,7 @@ class Job:
     submission_id: str
     status: str = "RUNNING"
     driver_exit_code: int | None = None
+    error_type: str | None = None
     log: tuple[str, ...] = ()
 
 
@@ -49,7 +50,7 @@ class StandIn:
             raise RuntimeError("it has been used")
         self.submitted.append(given)
         status, code = self.ends.pop(0)
-        self.jobs[identity] = Job(identity, status, code, ("one\n", "two\n", "three\n"))
+        self.jobs[identity] = Job(identity, status, code, None, ("one\n", "two\n", "three\n"))
         return identity
 
     def list_jobs(self) -> list[Job]:
@@ -170,6 +171,20 @@ def test_a_failure_is_tried_again_up_to_the_limit(go: Any) -> None:
     assert [given["submission_id"][-3:] for given in cluster.submitted] == ["-a1", "-a2", "-a3"]
 
 
+def test_a_job_that_never_ran_says_of_which_kind_its_failure_is(go: Any) -> None:
+    cluster = StandIn([("FAILED", None)])
+
+    class Typed(StandIn):
+        def get_job_info(self, job_id: str) -> Job:
+            found = super().get_job_info(job_id)
+            found.error_type = "RUNTIME_ENV_SETUP_FAILURE"
+            return found
+
+    code, _, said = go(Typed([("FAILED", None)]))
+    assert (code, "RUNTIME_ENV_SETUP_FAILURE" in said[-1]) == (1, True)
+    assert "its node is gone" in go(cluster)[2][-1]
+
+
 def test_a_refused_configuration_is_not_tried_again(go: Any) -> None:
     cluster = StandIn([("FAILED", 2)])
     assert go(cluster, tries=5)[0] == 2
@@ -201,7 +216,7 @@ def test_of_two_callers_at_once_the_second_follows_the_first(go: Any) -> None:
         def list_jobs(self) -> list[Job]:
             return []
 
-    cluster = Late(jobs={f"{wanted.name}-a1": Job(f"{wanted.name}-a1", "SUCCEEDED", 0, ("theirs\n",))})
+    cluster = Late(jobs={f"{wanted.name}-a1": Job(f"{wanted.name}-a1", "SUCCEEDED", 0, None, ("theirs\n",))})
     assert go(cluster, wanted)[:2] == (0, "theirs\n")
 
 
@@ -265,3 +280,18 @@ def test_nobody_answers_on_the_command_line(capsys: pytest.CaptureFixture[str], 
     assert main(command) == 1
     assert "none has answered" in json.loads(capsys.readouterr().out)["error"]
     assert main([*command, "--config", str(tmp_path / "absent.yaml")]) == 2
+
+
+def test_options_of_the_job_stand_behind_two_dashes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from medvision_ray import submission
+    from medvision_ray.cli import main
+
+    cluster = StandIn([("FAILED", 3)])
+    monkeypatch.setattr(submission, "connector", lambda address: cluster.connect)
+    assert main(["submit", "score", "--day", "d", "--json", "--", "--max-hours", "6", "--json"]) == 3
+    assert cluster.submitted[0]["entrypoint"] == "python -m medvision_ray.cli score --max-hours 6 --json"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == ["one", "two", "three"]
+    assert json.loads(lines[3])["job_exit_code"] == 3

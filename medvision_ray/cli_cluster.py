@@ -1,12 +1,14 @@
-"""`medvision cluster check` and `medvision submit`: parse, call one function, print what it found."""
+"""`medvision cluster check`, `medvision submit` and `medvision plan`: parse, call one function, print what it found."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from medvision_ray.errors import UsageError
 
 JOB_VERBS = ("score", "train", "evaluate", "compare", "report", "inventory")
 """Verbs that end by themselves."""
+MODEL_NAMES, GPU_NAMES = ("small", "hybrid"), ("h100", "l4")
 
 
 def add_cluster_verbs(verbs: Any, add_json: Callable[[argparse.ArgumentParser], None]) -> None:
@@ -31,6 +34,60 @@ def add_cluster_verbs(verbs: Any, add_json: Callable[[argparse.ArgumentParser], 
     add_json(check)
     check.set_defaults(run=_check)
     _add_submit(verbs, add_json)
+    _add_plan(verbs, add_json)
+
+
+def _add_plan(verbs: Any, add_json: Callable[[argparse.ArgumentParser], None]) -> None:
+    text = "nodes, hours and money for an archive, out of measured costs of each stage (docs/scaling.md)"
+    plan = verbs.add_parser("plan", help=text, description=text)
+    plan.add_argument("--images", type=float, required=True, metavar="N", help="objects to score, such as 50e6")
+    plan.add_argument(
+        "--mix", default="ct", metavar="NAME=SHARE,...", help="formats: ct=0.7,cr-rle=0.3; ct unless given"
+    )
+    plan.add_argument("--model", choices=MODEL_NAMES, default="hybrid", help="hybrid (MobileNetV2) unless given")
+    plan.add_argument("--gpu", choices=GPU_NAMES, help="which GPU predicts; the CPUs unless given")
+    size = plan.add_mutually_exclusive_group(required=True)
+    size.add_argument("--hours", type=float, metavar="HOURS", help="how long it may take")
+    size.add_argument("--nodes", type=int, metavar="N", help="how many CPU workers there are")
+    plan.add_argument("--prefixes", type=int, default=1, metavar="N", help="prefixes that objects are spread over; 1")
+    for name, text in (
+        ("cores", "virtual cores of a CPU worker"),
+        ("cpu-price", "dollars an hour of a CPU worker"),
+        ("gpu-price", "dollars an hour of a node of one GPU"),
+        ("head-price", "dollars an hour of the head"),
+    ):
+        plan.add_argument(f"--{name}", type=float, metavar="X", help=text)
+    add_json(plan)
+    plan.set_defaults(run=_plan)
+
+
+def _plan(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    from medvision_ray import planning
+
+    given = {name: getattr(options, name) for name in ("cores", "cpu_price", "gpu_price", "head_price")}
+    if any(value is not None and not 0 < value < math.inf for value in given.values()):
+        raise UsageError("Expected cores and prices above 0.")
+    found = planning.plan(
+        options.images,
+        planning.parse_mix(options.mix),
+        model=options.model,
+        gpu=options.gpu,
+        hours=options.hours,
+        nodes=options.nodes,
+        prefixes=options.prefixes,
+        site=replace(planning.Site(), **{name: value for name, value in given.items() if value is not None}),
+    )
+    if not options.json:
+        gpus = f" and {found.gpu_nodes} GPU nodes" if options.gpu else ""
+        lines = [
+            f"{found.cpu_nodes} CPU nodes{gpus}, {found.hours:.1f} hours, {found.dollars:,.0f} dollars",
+            f"bottleneck: {found.bottleneck}; {found.images_per_second:,.0f} images/s",
+            f"requests/s: {found.gets_per_second:,.0f} GET on each archive prefix, {found.puts_per_second:,.0f} PUT of rows",
+            f"runs: {found.runs}; tables grow by {found.table_gigabytes:,.1f} GB",
+            *[f"WARNING {line}" for line in found.warnings],
+        ]
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
+    return DONE, asdict(found)
 
 
 def split_submission(given: list[str]) -> tuple[list[str], list[str]]:

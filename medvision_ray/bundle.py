@@ -8,31 +8,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
 from medvision_ray import storage
+from medvision_ray.bundle_fields import Vote, calibration_of, check_fields, member_files, operating_points_of
+from medvision_ray.bundle_files import BUNDLE_YAML, identity_hash, json_bytes, read_document, read_part
+from medvision_ray.calibration import Calibration
 from medvision_ray.config import ModelConfig, PreprocessConfig, Section, build_job
-from medvision_ray.errors import BundleError, ConfigError, StorageError
+from medvision_ray.errors import BundleError, ConfigError
+from medvision_ray.fingerprint import Fingerprint
 from medvision_ray.model_card import model_card
+from medvision_ray.operating_points import OperatingPoint
 from medvision_ray.privacy import Pseudonymiser
 
 if TYPE_CHECKING:
     from medvision_ray.learning.model import HybridCNN
 
 SCHEMA_VERSION = 1
-_YAML, _WEIGHTS, _METRICS, _IMAGES, _CARD = (
-    "bundle.yaml",
+_WEIGHTS, _METRICS, _IMAGES, _CARD = (
     "weights.safetensors",
     "metrics.json",
     "train_images.json",
     "MODEL_CARD.md",
 )
+_FINGERPRINT = "fingerprint.json"  # bundles of earlier versions have none
 # What changes predictions, and so the model_id; facts about the training do not.
 _IDENTITY = (
     "architecture",
@@ -45,7 +49,9 @@ _IDENTITY = (
     "weights_sha256",
 )
 _KEYS = {"schema_version", "name", "model_id", *_IDENTITY, "files", "trained"}
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+# Part of the identity where they are there; bundles of earlier versions lack them and keep their model_id.
+_OPTIONAL = ("calibration", "operating_points")
+_ENSEMBLE = ("vote", "members")  # of an ensemble's identity; other bundles have neither
 SectionT = TypeVar("SectionT", bound=Section)
 
 
@@ -65,9 +71,14 @@ class Bundle:
         batch_norm_eps: epsilon of the encoder's batch normalisations; None where they differ by design.
         weights_sha256: of `weights.safetensors`, in hexadecimal.
         content_hash: sha256 of all that changes predictions, in hexadecimal.
+        calibration: from raw to calibrated probabilities; None where none was fitted.
+        operating_points: thresholds on raw probabilities, chosen on validation; none where none were chosen.
         trained: facts of the training (label summary, versions, epochs, best score).
         metrics: validation metrics.
         train_digest: `image_digest` of each image that was trained on.
+        vote: how an ensemble's members are combined (`ensemble.py`); None for a single model.
+        members: the bundles of an ensemble, which lie inside it; empty for a single model.
+        fingerprint: distributions that scored images are held against; None in bundles of earlier versions.
     """
 
     uri: str
@@ -81,9 +92,14 @@ class Bundle:
     batch_norm_eps: float | None
     weights_sha256: str
     content_hash: str
+    calibration: Calibration | None = None
+    operating_points: tuple[OperatingPoint, ...] = ()
     trained: dict[str, Any] = field(default_factory=dict, repr=False)
     metrics: dict[str, Any] = field(default_factory=dict, repr=False)
     train_digest: tuple[str, ...] = field(default=(), repr=False)
+    vote: Vote | None = None
+    members: tuple[Bundle, ...] = field(default=(), repr=False)
+    fingerprint: Fingerprint | None = field(default=None, repr=False)
 
     @property
     def model_id(self) -> str:
@@ -94,13 +110,19 @@ class Bundle:
         """The network with its trained weights, on the CPU, in evaluation mode. Nothing else is read or fetched.
 
         Raises:
-            BundleError: the weights are not the ones that the bundle names, or not of this architecture.
+            BundleError: the weights are not the ones that the bundle names, or not of this architecture; or this is an
+                ensemble, whose `members` are networks (`scoring.voting` makes them one).
         """
         import safetensors.torch
 
         from medvision_ray.learning.model import build_model, set_batch_norm_eps
 
-        data = _read(self.uri, _WEIGHTS, self.weights_sha256)
+        if self.members:
+            raise BundleError(
+                f"Expected a bundle of one network, but {self.model_id} is an ensemble of {len(self.members)}. Take one of "
+                f"them, such as {self.members[0].uri}."
+            )
+        data = read_part(self.uri, _WEIGHTS, self.weights_sha256)
         try:
             model = build_model(self.architecture, self.preprocess, len(self.classes), for_training=False)
         except ConfigError as error:
@@ -143,6 +165,9 @@ def save_bundle(
     metrics: Mapping[str, Any],
     train_digest: Iterable[str],
     model: HybridCNN,
+    calibration: Calibration | None = None,
+    operating_points: Sequence[OperatingPoint] = (),
+    fingerprint: Fingerprint | None = None,
 ) -> Bundle:
     """Write a bundle. A bundle that is there already stops being one first, so nobody reads a mixture.
 
@@ -151,6 +176,9 @@ def save_bundle(
         thresholds: one a class where `multi_label`, else none.
         train_digest: `image_digest` of each training image.
         model: the bare trained network (the moving average where there is one).
+        calibration: fitted to validation; None where there is none.
+        operating_points: chosen on validation.
+        fingerprint: of the training images and validation scores; no part of the identity.
 
     Raises:
         BundleError: fields do not fit each other, or facts are not plain text, numbers, lists and mappings.
@@ -161,7 +189,7 @@ def save_bundle(
     from medvision_ray.learning.model import batch_norm_eps
 
     weights = safetensors.torch.save({key: value.cpu().contiguous() for key, value in model.state_dict().items()})
-    identity = {
+    identity: dict[str, Any] = {
         # Initial weights are a path on the training machine and have no meaning in the bundle.
         "architecture": architecture.model_copy(update={"weights": None, "allow_download": False}).model_dump(
             mode="json"
@@ -174,21 +202,66 @@ def save_bundle(
         "batch_norm_eps": batch_norm_eps(model.encoder),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
-    parts = {_METRICS: _json(metrics, "metrics"), _IMAGES: _json(sorted(train_digest), "train_digest")}
+    if calibration is not None:
+        identity["calibration"] = calibration.document()
+    if operating_points:
+        identity["operating_points"] = [point.document() for point in operating_points]
+    return write_bundle(
+        uri,
+        name,
+        identity,
+        trained=trained,
+        metrics=metrics,
+        train_digest=train_digest,
+        files=[(_WEIGHTS, weights)],
+        fingerprint=fingerprint,
+    )
+
+
+def write_bundle(
+    uri: str,
+    name: str,
+    identity: Mapping[str, Any],
+    *,
+    trained: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    train_digest: Iterable[str],
+    files: Iterable[tuple[str, bytes]],
+    members: Sequence[Bundle] = (),
+    hashes: Mapping[str, str] | None = None,
+    fingerprint: Fingerprint | None = None,
+) -> Bundle:
+    """Write a bundle of a known identity; `save_bundle` and `ensemble.save_ensemble` call it.
+
+    Args:
+        identity: what changes predictions, as in bundle.yaml.
+        files: path in the bundle and content of what belongs to it besides.
+        members: of an ensemble, where they are now.
+        hashes: sha256 of files that bundle.yaml names besides, by path.
+        fingerprint: of the training images and validation scores.
+
+    Raises:
+        BundleError: fields do not fit each other, or facts are not plain text, numbers, lists and mappings.
+        StorageError: the place cannot be written.
+    """
+    parts = {_METRICS: json_bytes(metrics, "metrics"), _IMAGES: json_bytes(sorted(train_digest), "train_digest")}
+    if fingerprint is not None:
+        parts[_FINGERPRINT] = json_bytes(fingerprint.as_json(), "fingerprint")
     document = {
         "schema_version": SCHEMA_VERSION,
         "name": name,
-        "model_id": f"{name}-{_content_hash(identity)[:12]}",
+        "model_id": f"{name}-{identity_hash(identity)[:12]}",
         **identity,
-        "files": {part: hashlib.sha256(data).hexdigest() for part, data in parts.items()},
-        "trained": json.loads(_json(trained, "trained")),
+        "files": {part: hashlib.sha256(data).hexdigest() for part, data in parts.items()} | dict(hashes or {}),
+        "trained": json.loads(json_bytes(trained, "trained")),
     }
-    bundle = _bundle(storage.absolute(uri), document, parts)
-    storage.delete_object(storage.join(uri, _YAML))
-    card = model_card(document, json.loads(parts[_METRICS]), len(bundle.train_digest))
-    for part, data in {_WEIGHTS: weights, **parts, _CARD: card.encode()}.items():
+    bundle = _bundle(storage.absolute(uri), document, parts, tuple(members))
+    storage.delete_object(storage.join(uri, BUNDLE_YAML))
+    figures = {key: value for key, value in json.loads(parts[_METRICS]).items() if not isinstance(value, dict)}
+    card = model_card(document, figures, len(bundle.train_digest), fingerprint=fingerprint)
+    for part, data in chain(files, parts.items(), [(_CARD, card.encode())]):
         storage.write_bytes(storage.join(uri, part), data)
-    storage.write_bytes(storage.join(uri, _YAML), yaml.safe_dump(document, sort_keys=False, width=120).encode())
+    storage.write_bytes(storage.join(uri, BUNDLE_YAML), yaml.safe_dump(document, sort_keys=False, width=120).encode())
     return bundle
 
 
@@ -200,34 +273,45 @@ def load_bundle(uri: str) -> Bundle:
         StorageError: the store cannot be reached.
     """
     place = storage.absolute(uri)
-    document = _document(place)
+    document = read_document(place)
     if document.get("schema_version") != SCHEMA_VERSION:
         raise BundleError(
             f"Expected a bundle of schema version {SCHEMA_VERSION} at {place}, but it is "
             f"{document.get('schema_version')!r}. Update medvision_ray, or use the version that wrote it."
         )
-    for kind, keys in (("lacks", _KEYS - document.keys()), ("has unknown", document.keys() - _KEYS)):
+    ensemble = set(_ENSEMBLE) & document.keys()
+    expected = _KEYS | (set(_ENSEMBLE) if ensemble else set())
+    for kind, keys in (
+        ("lacks", expected - document.keys()),
+        ("has unknown", document.keys() - expected - {*_OPTIONAL}),
+    ):
         if keys:
             raise BundleError(
-                f"The {_YAML} at {place} {kind} {', '.join(sorted(str(key) for key in keys))}. Take the bundle as it was "
+                f"The {BUNDLE_YAML} at {place} {kind} {', '.join(sorted(str(key) for key in keys))}. Take the bundle as it was "
                 "written; options are changed by training again, not by hand."
             )
-    files = document["files"]
-    if not isinstance(files, dict) or set(files) != {_METRICS, _IMAGES}:
-        raise BundleError(f"Expected `files` of the {_YAML} at {place} to name {_METRICS} and {_IMAGES}.")
-    parts = {part: _read(place, part, str(files[part])) for part in (_METRICS, _IMAGES)}
-    _read(place, _WEIGHTS, str(document["weights_sha256"]))
-    bundle = _bundle(place, document, parts)
+    files, inner = document["files"], member_files(document)
+    if not isinstance(files, dict) or set(files) - {_FINGERPRINT} != {_METRICS, _IMAGES, *inner}:
+        raise BundleError(
+            f"Expected `files` of the {BUNDLE_YAML} at {place} to name {', '.join([_METRICS, _IMAGES, *inner])}."
+        )
+    parts = {part: read_part(place, part, str(sha256)) for part, sha256 in files.items()}
+    if not inner:
+        read_part(place, _WEIGHTS, str(document["weights_sha256"]))
+    members = tuple(load_bundle(storage.join(place, part.removesuffix(f"/{BUNDLE_YAML}"))) for part in inner)
+    bundle = _bundle(place, document, parts, members)
     if document["model_id"] != bundle.model_id:
         raise BundleError(
-            f"The {_YAML} at {place} was altered: its content hashes to {bundle.model_id}, but it names another model. "
+            f"The {BUNDLE_YAML} at {place} was altered: its content hashes to {bundle.model_id}, but it names another model. "
             "Take the bundle as it was written."
         )
     return bundle
 
 
-def _bundle(place: str, document: dict[str, Any], parts: Mapping[str, bytes]) -> Bundle:
-    _check_fields(place, document)
+def _bundle(place: str, document: dict[str, Any], parts: Mapping[str, bytes], members: tuple[Bundle, ...]) -> Bundle:
+    check_fields(place, document)
+    if "members" in document and [member.content_hash for member in members] != document["members"]:
+        raise BundleError(f"Expected the members that the {BUNDLE_YAML} at {place} names, but it holds others.")
     return Bundle(
         uri=place,
         name=document["name"],
@@ -240,37 +324,28 @@ def _bundle(place: str, document: dict[str, Any], parts: Mapping[str, bytes]) ->
         batch_norm_eps=document["batch_norm_eps"],
         weights_sha256=document["weights_sha256"],
         # Over what is written, not over the models: an option added later leaves old bundles' hashes alone.
-        content_hash=_content_hash({key: document[key] for key in _IDENTITY}),
+        content_hash=identity_hash(
+            {key: document[key] for key in (*_IDENTITY, *_OPTIONAL, *_ENSEMBLE) if key in document}
+        ),
+        calibration=calibration_of(document),
+        operating_points=operating_points_of(document) or (),
         trained=document["trained"],
         metrics=json.loads(parts[_METRICS]),
         train_digest=tuple(json.loads(parts[_IMAGES])),
+        vote=document.get("vote"),
+        members=members,
+        fingerprint=_fingerprint(place, parts.get(_FINGERPRINT)),
     )
 
 
-def _check_fields(place: str, document: dict[str, Any]) -> None:
-    classes, thresholds, eps = document["classes"], document["thresholds"], document["batch_norm_eps"]
-    needed = len(classes) if document["multi_label"] is True and isinstance(classes, list) else 0
-    rules = {
-        "name: letters, digits, '.', '_', '-', at most 64": isinstance(document["name"], str)
-        and _NAME.fullmatch(document["name"]),
-        "classes: a list of different names": isinstance(classes, list)
-        and all(isinstance(item, str) and item for item in classes)
-        and len(set(classes)) == len(classes),
-        "multi_label: true or false": isinstance(document["multi_label"], bool),
-        f"thresholds: {needed} probabilities (one a class where multi_label, else none)": isinstance(thresholds, list)
-        and len(thresholds) == needed
-        and all(_is_probability(value) for value in thresholds),
-        "mask_threshold: a probability": _is_probability(document["mask_threshold"]),
-        "batch_norm_eps: null or a number between 0 and 1": eps is None or (_is_probability(eps) and eps > 0),
-        "trained: a mapping": isinstance(document["trained"], dict),
-    }
-    broken = [rule for rule, holds in rules.items() if not holds]
-    if broken:
-        raise BundleError(f"Expected these fields of the bundle at {place}, but got others: {'; '.join(broken)}.")
-
-
-def _is_probability(value: Any) -> bool:
-    return isinstance(value, float) and 0.0 <= value <= 1.0
+def _fingerprint(place: str, data: bytes | None) -> Fingerprint | None:
+    try:
+        return None if data is None else Fingerprint.from_json(json.loads(data))
+    except ValueError:
+        raise BundleError(
+            f"Expected the {_FINGERPRINT} at {place} to be of this version of medvision_ray, but it is not. Use the "
+            "version that wrote the bundle."
+        ) from None
 
 
 def _section(place: str, key: str, model: type[SectionT], document: dict[str, Any]) -> SectionT:
@@ -278,57 +353,3 @@ def _section(place: str, key: str, model: type[SectionT], document: dict[str, An
         return build_job(model, document[key], source=f"`{key}` of the bundle at {place}")
     except ConfigError as error:
         raise BundleError(f"{error} Use the version of medvision_ray that wrote the bundle.") from None
-
-
-def _document(place: str) -> dict[str, Any]:
-    try:
-        document = yaml.safe_load(storage.read_bytes(storage.join(place, _YAML)))
-    except StorageError as error:
-        if error.code != "not_found":
-            raise
-        raise BundleError(
-            f"Expected a bundle at {place}, but it has no {_YAML}. Give the folder that a finished training wrote."
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError):
-        document = None
-    if not isinstance(document, dict):
-        raise BundleError(f"Expected a YAML mapping in the {_YAML} at {place}, but it is none. Copy the bundle again.")
-    return document
-
-
-def _read(place: str, part: str, sha256: str) -> bytes:
-    try:
-        data = storage.read_bytes(storage.join(place, part))
-    except StorageError as error:
-        if error.code != "not_found":
-            raise
-        raise BundleError(f"The bundle at {place} lacks {part}. Copy it again, whole.") from None
-    if hashlib.sha256(data).hexdigest() != sha256:
-        raise BundleError(
-            f"The {part} of the bundle at {place} is not the one it was saved with (sha256 differs). Copy the bundle again."
-        )
-    return data
-
-
-def _content_hash(identity: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _json(value: Any, what: str) -> bytes:
-    try:
-        return json.dumps(_plain(value), indent=1, allow_nan=False).encode()
-    except (TypeError, ValueError):
-        raise BundleError(
-            f"Expected `{what}` to hold only text, numbers, lists and mappings, but it holds more."
-        ) from None
-
-
-def _plain(value: Any) -> Any:
-    """NaN and infinity become null: JSON has neither."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

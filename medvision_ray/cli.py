@@ -11,7 +11,10 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from medvision_ray import __version__
+from medvision_ray.cli_bundle import add_bundle_verb
 from medvision_ray.cli_cluster import add_cluster_verbs, split_submission
+from medvision_ray.cli_explain import add_explain_options, explain, explain_overrides
+from medvision_ray.cli_output import print_facts
 from medvision_ray.cli_tables import add_tables_verb
 from medvision_ray.ending import DONE, OVER_BUDGET, leave, run_to_the_end
 from medvision_ray.errors import UsageError
@@ -88,9 +91,11 @@ def _parser() -> argparse.ArgumentParser:
     jobs = {
         "inventory": (_inventory, "list an archive and count what is new"),
         "train": (_train, "train a hybrid CNN and write its bundle"),
+        "tune": (_tune, "search for a better configuration of a train job"),
         "evaluate": (_evaluate, "measure a bundle on a labelled split"),
         "compare": (_compare, "compare two bundles on the same labelled images"),
         "score": (_score, "score what is new in an archive and publish it"),
+        "explain": (_explain, "show where in single images a bundle sees what it says"),
         "report": (_report, "write one HTML page about a model"),
     }
     for name, (run, text) in jobs.items():
@@ -98,6 +103,10 @@ def _parser() -> argparse.ArgumentParser:
         add_job_options(verb)
         if name == "score":
             _add_score_options(verb)
+        if name == "tune":
+            verb.add_argument("--train", metavar="FILE", help="YAML file of the train job, in place of `train`")
+        if name == "explain":
+            add_explain_options(verb)
         verb.set_defaults(run=run)
     demo = verbs.add_parser("demo", help="make a phantom archive and run every job on it")
     demo.add_argument("--folder", default="demo", help="where to work; a folder of an earlier demo is replaced")
@@ -105,11 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
     add_tables_verb(verbs, _add_json)
     add_cluster_verbs(verbs, _add_json)
-    bundle = verbs.add_parser("bundle", help="look at a bundle").add_subparsers(dest="action", required=True)
-    show = bundle.add_parser("show", help="print what a bundle is")
-    show.add_argument("uri", help="folder or URI of the bundle")
-    _add_json(show)
-    show.set_defaults(run=_bundle_show)
+    add_bundle_verb(verbs, _add_json)
     config = verbs.add_parser("config", help="look at a configuration").add_subparsers(dest="action", required=True)
     show = config.add_parser("show", help="print the full effective configuration of a job, documented")
     show.add_argument("job", choices=sorted(jobs))
@@ -210,18 +215,46 @@ def _inventory(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     if job.bundle:
         found = only_new(found, job.output, load_bundle(job.bundle).model_id)
         result.update(already_done=found.already_done, new=found.objects.num_rows)
-    _print(options, result)
+    print_facts(options, result)
     return DONE, result
 
 
 def _train(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     job = _begin(options, "train")
-    from medvision_ray.learning.train import train
+    if job.folds:
+        from medvision_ray.learning.folds import cross_validate
 
-    found = train(job, options.log)
+        found = cross_validate(job, options.log)
+    else:
+        from medvision_ray.learning.train import train
+
+        found = train(job, options.log)
     result = {"bundle": found.bundle.uri, "model_id": found.bundle.model_id, **found.summary}
-    _print(options, {"bundle": found.bundle.uri, "model_id": found.bundle.model_id})
+    print_facts(options, {"bundle": found.bundle.uri, "model_id": found.bundle.model_id})
     return DONE, result
+
+
+def _tune(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    from medvision_ray.on_finish import begin
+
+    if options.train is not None:
+        from medvision_ray.config import read_yaml
+
+        options.overrides = [f"train={json.dumps(read_yaml(options.train))}", *options.overrides]
+    job = _job(options, "tune")
+    begin("tune", job.train, options.log)
+    options.begun = job.train
+    from medvision_ray.learning.tune import tune
+
+    found = tune(job, options.log)
+    if not options.json:
+        varied = list(job.search)
+        for row in found.trials:
+            score = "" if row["val_score"] is None else f"{row['val_score']:.4f} at epoch {row['best_epoch']}"
+            values = "  ".join(f"{key}={row[key]}" for key in varied)
+            sys.stdout.write(f"trial {row['trial']:>3}  {row['state']:<8} {score:<22} {values}\n")
+    print_facts(options, {"best_config": found.best_uri})
+    return DONE, {**found.summary, "trials": found.trials}
 
 
 def _evaluate(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
@@ -233,7 +266,8 @@ def _evaluate(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     found = evaluate(job, options.log)
     if not options.json:
         for row in found.metrics:
-            if row.subgroup == "all" and row.class_name in ("all", "macro") and row.value is not None:
+            shown = row.class_name in ("all", "macro") or "@" in row.metric  # at the operating points a class counts
+            if row.subgroup == "all" and shown and row.value is not None:
                 interval = f"  [{row.ci_low:.4f}, {row.ci_high:.4f}]" if row.ci_low is not None else ""
                 sys.stdout.write(f"{row.class_name:>6} {row.metric:<30} {row.value:.4f}{interval}\n")
     result = {
@@ -259,7 +293,7 @@ def _compare(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
                 figures = f"{row.value:.4f} against {row.baseline:.4f}, {row.difference:+.4f}{interval}"
                 sys.stdout.write(f"{row.class_name:>6} {row.metric:<30} {figures}\n")
     result = {"comparison": found.uri, "left_out": found.left_out}
-    _print(options, result)
+    print_facts(options, result)
     return OVER_BUDGET if found.over_budget else DONE, {**found.facts(), **result}
 
 
@@ -273,14 +307,21 @@ def _score(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     if options.dry_run:
         options.begun = None  # a preview is no run that anybody waits for
         counts = preview(job)
-        _print(options, counts)
+        print_facts(options, counts)
         return DONE, counts
     summary = score(job, options.log)
-    _print(options, {"run": summary.sentence()})
+    print_facts(options, {"run": summary.sentence()})
     if summary.over_budget:
         over = ", ".join(summary.over_budget)
-        options.log.warning(f"done, but more objects failed than `budget` allows: {over}.", event="over_budget")
+        options.log.warning(f"done, but over budget (`budget`, `drift.max_psi`): {over}.", event="over_budget")
     return OVER_BUDGET if summary.over_budget else DONE, asdict(summary)
+
+
+def _explain(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    options.overrides = [*options.overrides, *explain_overrides(options)]
+    result = explain(_begin(options, "explain"), options.log)
+    print_facts(options, result)
+    return OVER_BUDGET if result["failed"] else DONE, result
 
 
 def _report(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
@@ -288,7 +329,7 @@ def _report(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     from medvision_ray.reporting.collect import build_report
 
     result = {"report": build_report(job)}
-    _print(options, result)
+    print_facts(options, result)
     return DONE, result
 
 
@@ -296,25 +337,6 @@ def _demo(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     from medvision_ray.demo.run import run_demo
 
     return DONE, run_demo(options.folder, options.log)
-
-
-def _bundle_show(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
-    from medvision_ray.bundle import load_bundle
-
-    bundle = load_bundle(options.uri)
-    result = {
-        "model_id": bundle.model_id,
-        "architecture": bundle.architecture.model_dump(mode="json"),
-        "preprocess": bundle.preprocess.model_dump(mode="json"),
-        "classes": list(bundle.classes),
-        "multi_label": bundle.multi_label,
-        "weights_sha256": bundle.weights_sha256,
-        "trained": bundle.trained,
-        "metrics": bundle.metrics,
-        "train_images": len(bundle.train_digest),
-    }
-    _print(options, result)
-    return DONE, result
 
 
 def _config_show(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
@@ -326,15 +348,6 @@ def _config_show(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     if not options.json:
         sys.stdout.write(show_job(model, job))
     return DONE, job.model_dump(mode="json") if job else {}
-
-
-def _print(options: argparse.Namespace, facts: dict[str, Any]) -> None:
-    """Facts as lines, unless JSON is wanted."""
-    if options.json:
-        return
-    for key, value in facts.items():
-        text = json.dumps(finite(value), indent=2, default=str) if isinstance(value, dict | list) else value
-        sys.stdout.write(f"{key}: {text}\n")
 
 
 if __name__ == "__main__":

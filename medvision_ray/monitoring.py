@@ -26,7 +26,7 @@ from typing import Any
 from medvision_ray.config import RayConfig
 
 # Label values beyond these are told as `other`.
-VERBS = ("score", "evaluate", "train")
+VERBS = ("score", "evaluate", "compare", "train", "tune")
 STAGES = ("list", "read", "decode", "preprocess", "predict", "write", "score", "publish")
 PROGRESS_STATES = ("total", "done", "failed")
 RUN_STATES = ("listed", "already_done", "scored", "failed", "not_scored")

@@ -44,7 +44,7 @@ _SHOWN_OUTPUT_BYTES = 4096
 # Of a job's result, what may leave. A new fact of a result is not sent until it is named here.
 SENT = (
     *("listed", "excluded", "already_done", "scored", "failed", "retried", "not_scored", "state", "reasons"),
-    *("seconds", "stage_seconds", "bytes_read", "peak_memory_bytes", "images_per_second", "over_budget"),
+    *("seconds", "stage_seconds", "bytes_read", "peak_memory_bytes", "images_per_second", "over_budget", "drift"),
     *("key", "images", "metrics", "name", "epochs", "best_epoch", "failures"),
 )
 

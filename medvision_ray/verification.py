@@ -240,7 +240,7 @@ def _verify_schema(name: str, schema: pa.Schema, findings: _Findings) -> None:
             examples = [f"{expected.name}: {schema.field(place).type} instead of {expected.type}"]
             findings.add("column_type", name, "", examples)
     for column in schema if name == "predictions" else ():
-        if column.name.startswith("p_") and column.type != pa.float32():
+        if column.name.startswith(tables.PROBABILITY_PREFIXES) and column.type != pa.float32():
             findings.add("column_type", name, "", [f"{column.name}: {column.type} instead of float"])
 
 
@@ -268,15 +268,17 @@ def _verify_batch(name: str, batch: pa.RecordBatch, run_key: str | None, rows: _
 
 def _verify_probabilities(batch: pa.RecordBatch, rows: _Rows, findings: _Findings) -> None:
     """Ranges; and per model, in how many rows the probabilities of its classes sum to 1."""
+    ids = np.array(batch["image_id"].fill_null(-1))
+    for column in batch.schema.names:
+        if column.startswith(tables.PROBABILITY_PREFIXES):
+            one = batch[column].to_numpy(zero_copy_only=False).astype(np.float64)
+            outside = batch[column].is_valid().to_numpy(zero_copy_only=False) & ~((one >= 0) & (one <= 1))  # NaN too
+            findings.add("probability_range", "predictions", column, ids[outside].tolist())
     columns = [column for column in batch.schema.names if column.startswith("p_")]
     if not columns:
         return
     values = np.stack([batch[column].to_numpy(zero_copy_only=False).astype(np.float64) for column in columns], axis=1)
     null = np.stack([batch[column].is_null().to_numpy(zero_copy_only=False) for column in columns], axis=1)
-    ids = np.array(batch["image_id"].fill_null(-1))
-    for place, column in enumerate(columns):
-        outside = ~null[:, place] & ~((values[:, place] >= 0) & (values[:, place] <= 1))  # NaN is outside too
-        findings.add("probability_range", "predictions", column, ids[outside].tolist())
     models = np.array(batch["model_id"].to_pylist())
     for model in set(models.tolist()):
         mine = models == model

@@ -23,18 +23,42 @@ FLOORS = (
     ("storage", "listing", "s3", "s3_listing", "s3_files", "retry", "tables", "privacy", "cluster"),
     ("logs", "defects", "foreign", "ending"),
     ("imaging",),
-    ("archive", "learning", "bundle", "model_card", "monitoring", "on_finish", "verification"),
+    (
+        "archive",
+        "learning",
+        "calibration",
+        "operating_points",
+        "bundle",
+        "bundle_fields",
+        "bundle_files",
+        "ensemble",
+        "fingerprint",
+        "model_card",
+        "monitoring",
+        "on_finish",
+        "verification",
+    ),
     (
         "scoring",
         "learning.train",
         "learning.loop",
         "learning.ingest",
         "learning.validation",
+        "learning.calibrate",
+        "learning.operating",
+        "learning.decisions",
         "learning.publish",
+        "learning.folds",
+        "learning.out_of_fold",
+        "learning.tune",
+        "learning.alone",
+        "learning.guards",
+        "learning.reference",
+        "learning.shortcuts",
         "evaluation",
     ),
     ("serving", "reporting", "demo"),
-    ("cli", "cli_tables", "cli_cluster", "__main__", "jobs"),
+    ("cli", "cli_bundle", "cli_cluster", "cli_explain", "cli_output", "cli_tables", "__main__", "jobs"),
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
@@ -57,6 +81,7 @@ LIGHT = (
     "imaging",
     "reporting",
     "model_card",
+    "fingerprint",
 )
 LIGHT_MODULES = tuple(
     f"evaluation.{name}" for name in ("classification", "segmentation", "intervals", "samples", "measure")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -15,15 +16,19 @@ import yaml
 
 from medvision_ray import storage
 from medvision_ray.bundle import Bundle, image_digest, load_bundle, save_bundle
+from medvision_ray.calibration import PlattScaling, TemperatureScaling
 from medvision_ray.config import ModelConfig, PreprocessConfig
 from medvision_ray.errors import BundleError
+from medvision_ray.fingerprint import Fingerprint, reference_of_numbers
 from medvision_ray.learning.model import HybridCNN, batch_norm_eps, build_model, set_batch_norm_eps
+from medvision_ray.operating_points import ClassThreshold, OperatingPoint
 
 ARCHITECTURE = ModelConfig(
     encoder="tu-resnet10t", decoder_channels=(16, 16, 8, 8, 8), weights="/machine/w.safetensors", allow_download=True
 )
 PREPROCESS = PreprocessConfig(size=(64, 64), mean=(0.3,), std=(0.2,))
 FACTS: dict[str, Any] = {"epochs": 3, "versions": {"torch": "2.10"}, "best": float("nan"), "date": "2026-11-24"}
+POINT = OperatingPoint("f1", "largest F1", (ClassThreshold(0.25, 0.9, 0.8, 9, 2, 1, 8, 20), None))
 Save = Callable[..., Bundle]
 
 
@@ -124,6 +129,79 @@ def test_the_model_card_has_the_facts_and_leaves_the_intended_use_to_the_owner(s
         assert text in card
 
 
+def test_a_calibration_is_saved_read_and_part_of_the_identity(save: Save, tmp_path: Path) -> None:
+    plain = save()
+    assert plain.calibration is None
+    assert "calibration" not in yaml.safe_load((tmp_path / "bundle/bundle.yaml").read_text())
+    calibration = PlattScaling(((1.5, -0.25), None))
+    saved = save(calibration=calibration)
+    assert load_bundle(saved.uri).calibration == calibration
+    assert saved.model_id != plain.model_id
+    assert save(calibration=PlattScaling(((1.5, -0.5), None))).model_id != saved.model_id
+    one = TemperatureScaling(1.5)
+    assert load_bundle(save(multi_label=False, thresholds=(), calibration=one).uri).calibration == one
+
+
+def test_operating_points_are_saved_read_and_part_of_the_identity(save: Save, tmp_path: Path) -> None:
+    plain = save()
+    assert plain.operating_points == ()
+    assert "operating_points" not in yaml.safe_load((tmp_path / "bundle/bundle.yaml").read_text())
+    saved = save(operating_points=[POINT])
+    assert load_bundle(saved.uri).operating_points == (POINT,)
+    assert saved.model_id != plain.model_id
+    with pytest.raises(BundleError, match="operating_points: different names"):
+        save(operating_points=[POINT, POINT])
+
+
+def test_a_bundle_of_an_earlier_version_keeps_its_model_id(save: Save, tmp_path: Path) -> None:
+    """The hash of that version, over its keys alone, by hand."""
+    saved = save()
+    document = yaml.safe_load((tmp_path / "bundle/bundle.yaml").read_text())
+    keys = "architecture preprocess classes multi_label thresholds mask_threshold batch_norm_eps weights_sha256"
+    content = json.dumps({key: document[key] for key in keys.split()}, sort_keys=True, separators=(",", ":"))
+    assert saved.model_id == f"brain-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+
+
+def test_the_card_shows_figures_and_no_diagrams(save: Save, tmp_path: Path) -> None:
+    saved = save(metrics={"val_ece": 0.125, "reliability": {"raw": {"all": [{"low": 0.0}]}}})
+    assert saved.metrics["reliability"] == {"raw": {"all": [{"low": 0.0}]}}
+    card = (tmp_path / "bundle/MODEL_CARD.md").read_text()
+    assert "val_ece: 0.125" in card
+    assert "reliability" not in card
+
+
+def _fingerprint(value: float) -> Fingerprint:
+    reference = reference_of_numbers([value, 2.0, 3.0], ["a", "b", "b"], "train")
+    assert reference is not None
+    return Fingerprint({"input_mean": reference})
+
+
+def test_a_fingerprint_travels_along_without_making_another_model(save: Save, tmp_path: Path) -> None:
+    plain = save()
+    assert load_bundle(plain.uri).fingerprint is None  # as bundles of earlier versions
+    marked = save(fingerprint=_fingerprint(1.0))
+    assert marked.model_id == plain.model_id
+    assert load_bundle(marked.uri).fingerprint == marked.fingerprint == _fingerprint(1.0)
+    assert load_bundle(save().uri).fingerprint is None  # a file that is left over belongs to nothing
+
+
+def test_a_fingerprint_that_was_altered_lost_or_is_of_a_later_version_is_refused(save: Save, tmp_path: Path) -> None:
+    save(fingerprint=_fingerprint(1.0))
+    path = tmp_path / "bundle/fingerprint.json"
+    path.write_text(path.read_text().replace("2.0", "2.5"))
+    with pytest.raises(BundleError, match="sha256 differs"):
+        load_bundle(str(tmp_path / "bundle"))
+    later = b'{"version": 99}'
+    path.write_bytes(later)
+    files = yaml.safe_load((tmp_path / "bundle/bundle.yaml").read_text())["files"]
+    edit(tmp_path / "bundle", files={**files, "fingerprint.json": hashlib.sha256(later).hexdigest()})
+    with pytest.raises(BundleError, match="version that wrote"):
+        load_bundle(str(tmp_path / "bundle"))
+    path.unlink()
+    with pytest.raises(BundleError, match=r"lacks fingerprint\.json"):
+        load_bundle(str(tmp_path / "bundle"))
+
+
 def test_bundle_yaml_is_written_last(save: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save()
     real, written = storage.write_bytes, []
@@ -182,6 +260,15 @@ def test_weights_altered_after_loading_are_refused(save: Save, tmp_path: Path) -
         ({"architecture": {"encodr": "resnet18"}}, "did you mean `encoder`"),
         ({"preprocess": {"size": [63, 64]}}, "multiples of 32"),
         ({"files": {}}, "to name metrics.json"),
+        ({"calibration": None}, "calibration: a temperature"),
+        ({"calibration": {"method": "temperature", "temperature": 2.0}}, "calibration: a temperature"),
+        ({"calibration": {"method": "platt", "sigmoids": [[1.0, 0.0], None]}}, "was altered"),
+        ({"operating_points": []}, "operating_points: different names"),
+        ({"operating_points": [{"name": "f1", "rule": "", "thresholds": [None, None]}]}, "operating_points: different"),
+        ({"operating_points": [POINT.document(), POINT.document()]}, "operating_points: different names"),
+        ({"operating_points": [{**POINT.document(), "thresholds": [None]}]}, "operating_points: different names"),
+        ({"operating_points": [{**POINT.document(), "thresholds": [{"threshold": 0.5}, None]}]}, "operating_points: "),
+        ({"operating_points": [POINT.document()]}, "was altered"),
     ],
 )
 def test_an_edited_or_unknown_bundle_yaml_is_refused(

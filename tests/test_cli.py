@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from medvision_ray.bundle import Bundle
+from medvision_ray.bundle import Bundle, save_bundle
+from medvision_ray.calibration import TemperatureScaling
 from medvision_ray.cli import main
-from medvision_ray.config import JOBS, load_job
+from medvision_ray.config import JOBS, TuneJob, load_job
+from medvision_ray.operating_points import ClassThreshold, OperatingPoint
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -19,6 +21,12 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.parametrize("name", ["train", "evaluate", "compare", "score"])
 def test_job_files_are_valid(name: str) -> None:
     assert load_job(JOBS[name], str(ROOT / "jobs" / f"{name}.yaml")).output.startswith("s3://")
+
+
+def test_the_job_file_of_a_search_is_valid() -> None:
+    job = load_job(TuneJob, str(ROOT / "jobs" / "tune.yaml"))
+    assert job.train.output.startswith("s3://")
+    assert set(job.search) == {"learning_rate", "layer_decay", "model.pooling"}
 
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "compare", "score"])
@@ -71,6 +79,24 @@ def test_missing_archive_is_code_1_and_missing_key_is_code_2(
 def test_bundle_show_names_the_model(bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bundle", "show", bundle.uri, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["model_id"] == bundle.model_id
+
+
+def test_bundle_show_prints_calibration_and_operating_points(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = ClassThreshold(0.25, 0.9, 0.8, 9, 2, 1, 8, 20)
+    fields = ("name", "architecture", "preprocess", "classes", "multi_label", "thresholds", "mask_threshold")
+    given = {name: getattr(bundle, name) for name in fields} | {"trained": {}, "metrics": {}, "train_digest": ()}
+    points = [OperatingPoint("f1", "largest F1", (None, one, None))]
+    made = {"model": bundle.build_model(), "calibration": TemperatureScaling(1.5), "operating_points": points}
+    save_bundle(str(tmp_path / "b"), **given, **made)
+    assert main(["bundle", "show", str(tmp_path / "b")]) == 0
+    text = capsys.readouterr().out
+    for words in ('"temperature": 1.5', '"f1": {', '"rule": "largest F1"', '"consolidation": {', '"threshold": 0.25'):
+        assert words in text
+    assert main(["bundle", "show", bundle.uri, "--json"]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert (plain["calibration"], plain["operating_points"]) == (None, {})
 
 
 def test_demo_does_not_replace_a_folder_of_others(tmp_path: Path) -> None:

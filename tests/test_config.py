@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,9 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "evaluate": {"output": "/o", "bundle": "/b", "labels": {"table": "/t.csv"}},
     "compare": {"output": "/o", "bundle": "/b", "baseline": "/c", "labels": {"table": "/t.csv"}},
     "score": {"output": "/o", "bundle": "/b", "archive": {"uri": "/a"}},
+    "explain": {"output": "/o", "bundle": "/b", "images": ("/i.dcm",)},
     "report": {"output": "/o", "bundle": "/b"},
+    "tune": {"train": {"output": "/o", "labels": {"table": "/t.csv"}}, "search": {"seed": {"choice": (1, 2)}}},
 }
 
 
@@ -310,11 +313,13 @@ def test_show_prints_every_option_under_its_documentation(job: str) -> None:
 @pytest.mark.parametrize("job", JOBS)
 def test_the_shown_template_with_required_keys_filled_in_is_the_default_job(tmp_path: Path, job: str) -> None:
     def fill(match: re.Match[str]) -> str:
-        values = {
-            **REQUIRED[job],
-            **{k: v for s in REQUIRED[job].values() if isinstance(s, dict) for k, v in s.items()},
-        }
-        return f"{match[1]}{match[2]}: {values[match[2]]}"
+        return f"{match[1]}{match[2]}: {json.dumps(values[match[2]])}"
+
+    def inside(section: dict[str, Any]) -> dict[str, Any]:
+        below = [inside(value) for value in section.values() if isinstance(value, dict)]
+        return {key: value for part in [*below, section] for key, value in part.items()}
+
+    values = inside(REQUIRED[job])
 
     template = re.sub(r"^( *)# (\w+): \(required\)$", fill, show_job(JOBS[job]), flags=re.MULTILINE)
     assert "(required)" not in template

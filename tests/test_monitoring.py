@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from medvision_ray import monitoring
-from medvision_ray.config import RayConfig
+from medvision_ray.config import JOBS, RayConfig
 from medvision_ray.ending import STATUS
 from medvision_ray.imaging.errors import ErrorCode, Stage
 from medvision_ray.scoring.summary import RunSummary
@@ -55,6 +55,10 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, dict[str
     monkeypatch.setattr(monitoring, "connected", lambda: True)
     monkeypatch.setattr(monitoring, "_made", Kept)
     return found
+
+
+def test_every_job_that_runs_on_ray_has_its_verb() -> None:
+    assert {verb for verb, job in JOBS.items() if "ray" in job.model_fields} <= set(monitoring.VERBS)
 
 
 def test_nothing_is_recorded_and_ray_not_imported_where_it_is_not_connected() -> None:

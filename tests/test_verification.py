@@ -152,6 +152,7 @@ WRONG = {
         _again("predictions", _prediction(50, p_a=1.5, p_b_c=-0.5)),
         {"probability_range": [_ID_50] * 1},
     ),
+    "calibrated probability over 1": (_again("predictions", _prediction(50, c_a=1.5)), {"probability_range": [_ID_50]}),
     "probability not a number": (
         _again("predictions", _prediction(50, p_a=float("nan"))),
         {"probability_range": [_ID_50], "probability_sum": [_ID_50]},

@@ -1,42 +1,50 @@
 """Configuration: one frozen pydantic model per job, YAML in, every option documented."""
 
+from medvision_ray.config.decisions import CalibrationConfig, OperatingPointsConfig
+from medvision_ray.config.jobs import JOBS as _JOBS
 from medvision_ray.config.jobs import (
-    JOBS,
-    AugmentConfig,
     CompareJob,
     EvaluateJob,
+    ExplainJob,
     FailureBudget,
     InventoryJob,
-    LossConfig,
-    ModelConfig,
     ReportJob,
     ScoreJob,
     ScoringConfig,
     TrainJob,
 )
-from medvision_ray.config.load import build_job, load_job, show_job
+from medvision_ray.config.load import build_job, load_job, read_yaml, show_job
+from medvision_ray.config.network import AugmentConfig, LossConfig, ModelConfig
 from medvision_ray.config.operations import LoggingConfig, OnFinishConfig
 from medvision_ray.config.sections import (
     HEADER_FIELDS,
     ArchiveConfig,
     ClaheConfig,
     DecodeConfig,
+    DriftConfig,
     LabelsConfig,
     PreprocessConfig,
     PrivacyConfig,
     RayConfig,
     Section,
 )
+from medvision_ray.config.tuning import AshaConfig, TuneJob
+
+JOBS: dict[str, type[Section]] = {**_JOBS, "tune": TuneJob}
 
 __all__ = [
     "HEADER_FIELDS",
     "JOBS",
     "ArchiveConfig",
+    "AshaConfig",
     "AugmentConfig",
+    "CalibrationConfig",
     "ClaheConfig",
     "CompareJob",
     "DecodeConfig",
+    "DriftConfig",
     "EvaluateJob",
+    "ExplainJob",
     "FailureBudget",
     "InventoryJob",
     "LabelsConfig",
@@ -44,6 +52,7 @@ __all__ = [
     "LossConfig",
     "ModelConfig",
     "OnFinishConfig",
+    "OperatingPointsConfig",
     "PreprocessConfig",
     "PrivacyConfig",
     "RayConfig",
@@ -52,7 +61,9 @@ __all__ = [
     "ScoringConfig",
     "Section",
     "TrainJob",
+    "TuneJob",
     "build_job",
     "load_job",
+    "read_yaml",
     "show_job",
 ]

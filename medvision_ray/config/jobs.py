@@ -1,4 +1,4 @@
-"""One frozen model per job: `InventoryJob`, `TrainJob`, `EvaluateJob`, `CompareJob`, `ScoreJob`, `ReportJob`."""
+"""One frozen model per job: `InventoryJob`, `TrainJob`, `EvaluateJob`, `CompareJob`, `ScoreJob`, `ExplainJob`, `ReportJob`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
+from medvision_ray.config.decisions import CalibrationConfig, OperatingPointsConfig
+from medvision_ray.config.network import AugmentConfig, LossConfig, ModelConfig
 from medvision_ray.config.operations import LoggingConfig, OnFinishConfig
 from medvision_ray.config.sections import (
     ArchiveConfig,
     DecodeConfig,
+    DriftConfig,
     Fraction,
     LabelsConfig,
+    NonNegative,
     Positive,
     PreprocessConfig,
     PrivacyConfig,
@@ -21,84 +25,6 @@ from medvision_ray.config.sections import (
 
 Subgroup = Literal["patient_sex", "patient_age_band", "manufacturer", "modality", "mask_size"]
 SUBGROUPS: tuple[Subgroup, ...] = get_args(Subgroup)
-NonNegative = Annotated[float, Field(ge=0)]
-
-
-class ModelConfig(Section):
-    """The hybrid CNN: one encoder, a classification head, a segmentation decoder."""
-
-    encoder: str = "mobilenet_v2"
-    """Any encoder of segmentation_models_pytorch by name; `tu-NAME` for any timm backbone."""
-    in_channels: Literal[1, 3, 5] = 1
-    """Channels the encoder sees, as many as `preprocess.slices`; 1 sums the RGB weights of the first convolution, 3 repeats grey."""
-    classification: bool = True
-    """Have a classification head."""
-    segmentation: bool = True
-    """Have a segmentation decoder (U-Net)."""
-    decoder_channels: tuple[Positive, ...] = (128, 64, 48, 32, 16)
-    """Width of each decoder stage, deepest first; narrower is faster."""
-    dropout: Fraction = 0.2
-    """Dropout before the classification layer."""
-    pooling: Literal["average", "mask_guided"] = "average"
-    """What the classes are told from: `average` of the deepest features; `mask_guided` adds the features where the mask is."""
-    test_time_flips: tuple[Literal["horizontal", "vertical"], ...] = ()
-    """Also score each image mirrored so, and average the logits; travels in the bundle and costs a forward pass each."""
-    weights: str | None = None
-    """Initial encoder weights: path or URI of a safetensors file; null starts at random. `imagenet` needs `allow_download`."""
-    allow_download: bool = False
-    """Let the encoder library download published weights. Off: nothing is fetched at run time."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> ModelConfig:
-        if not (self.classification or self.segmentation):
-            raise ValueError("at least one of `classification` and `segmentation` must be true")
-        if self.pooling == "mask_guided" and not (self.classification and self.segmentation):
-            raise ValueError("`pooling: mask_guided` needs both `classification` and `segmentation`")
-        if len(set(self.test_time_flips)) != len(self.test_time_flips):
-            raise ValueError("`test_time_flips` names a flip twice")
-        if self.weights == "imagenet" and not self.allow_download:
-            raise ValueError(
-                "`weights: imagenet` downloads; set `allow_download: true`, or give the path of a safetensors file"
-            )
-        return self
-
-
-class AugmentConfig(Section):
-    """Random changes of image and mask together, on the device that trains."""
-
-    horizontal_flip: Fraction = 0.5
-    """Chance of a left-right flip."""
-    vertical_flip: Fraction = 0.0
-    """Chance of an up-down flip."""
-    rotate_degrees: NonNegative = 10.0
-    """Largest rotation either way, in degrees."""
-    translate: Fraction = 0.05
-    """Largest shift as a fraction of each side."""
-    scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.9, 1.1)
-    """Range of zoom."""
-    brightness: NonNegative = 0.1
-    """Largest relative change of brightness."""
-    contrast: NonNegative = 0.1
-    """Largest relative change of contrast."""
-    gamma: NonNegative = 0.0
-    """Largest gamma either way: 0.3 takes pixels in [0, 1] to a power between 1/1.3 and 1.3."""
-    noise: Fraction = 0.0
-    """Largest standard deviation of Gaussian noise, as a fraction of white."""
-    elastic_pixels: NonNegative = 0.0
-    """Largest displacement of a smooth elastic deformation, in pixels."""
-
-
-class LossConfig(Section):
-    """The masked multi-task loss: a sample without a label or a mask adds nothing to that term."""
-
-    classification_weight: NonNegative = 1.0
-    """Weight of the cross entropy."""
-    segmentation_weight: NonNegative = 1.0
-    """Weight of the sum of binary cross entropy and soft Dice."""
-    class_weights: Literal["none", "balanced"] | tuple[Annotated[float, Field(gt=0)], ...] = "balanced"
-    """`balanced` weighs a class by the inverse of its share in train; or one weight per class."""
-    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
-    """Label smoothing of the single-label cross entropy."""
 
 
 class TrainJob(Section):
@@ -120,6 +46,12 @@ class TrainJob(Section):
     """Augmentation of the train split."""
     loss: LossConfig = LossConfig()
     """Loss."""
+    sampling: Literal["shuffle", "balanced"] = "shuffle"
+    """`shuffle`: each train image once an epoch; `balanced`: as many draws, rare classes and findings oftener (docs/training.md)."""
+    calibration: CalibrationConfig = CalibrationConfig()
+    """Calibrated probabilities beside the raw ones."""
+    operating_points: OperatingPointsConfig = OperatingPointsConfig()
+    """Thresholds that the bundle carries."""
     epochs: Positive = 20
     """Most epochs."""
     batch_size: Positive = 16
@@ -154,6 +86,8 @@ class TrainJob(Section):
     """How often a lost worker group is started again from the last checkpoint."""
     seed: int = 0
     """Seed of initial weights, order and augmentation."""
+    folds: Annotated[int, Field(ge=0, le=32)] = 0
+    """Cross-validation: so many models, each trained on all train and val patients but one fold's, become an ensemble; 0 trains one."""
     privacy: PrivacyConfig = PrivacyConfig()
     """Pseudonym key."""
     ray: RayConfig = RayConfig()
@@ -165,6 +99,8 @@ class TrainJob(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainJob:
+        if self.folds == 1:
+            raise ValueError("`folds` must be 0 (one training) or at least 2")
         if self.freeze_epochs >= self.epochs:
             raise ValueError(f"`freeze_epochs` ({self.freeze_epochs}) must be below `epochs` ({self.epochs})")
         if self.freeze_epochs and self.model.weights is None:
@@ -176,6 +112,20 @@ class TrainJob(Section):
         if self.preprocess.slices > 1 and self.model.in_channels != self.preprocess.slices:
             slices = self.preprocess.slices
             raise ValueError(f"`preprocess.slices: {slices}` needs `model.in_channels: {slices}`")
+        if self.operating_points.decide_at is not None and not self.labels.findings:
+            raise ValueError("`operating_points.decide_at` is for findings; single-label rows name the likeliest class")
+        if self.operating_points.positive_class is not None and self.labels.findings:
+            raise ValueError(
+                "`operating_points.positive_class` is for single-label training: every finding has a threshold"
+            )
+        if self.loss.classification == "asymmetric" and not self.labels.findings:
+            raise ValueError(
+                "`loss.classification: asymmetric` is for multi-label training and needs `labels.findings`"
+            )
+        if self.sampling == "balanced" and self.loss.class_weights == "balanced":
+            raise ValueError(
+                "`sampling: balanced` would balance twice: set `loss.class_weights` to none, or to weights"
+            )
         if self.labels.findings and self.loss.label_smoothing:
             raise ValueError("`loss.label_smoothing` is for single-label training and can't go with `labels.findings`")
         return self
@@ -232,6 +182,8 @@ class ScoreJob(Section):
     """Decoder limits."""
     budget: FailureBudget = FailureBudget()
     """Failure budget."""
+    drift: DriftConfig = DriftConfig()
+    """Comparison with the training images."""
     privacy: PrivacyConfig = PrivacyConfig()
     """Pseudonym key."""
     ray: RayConfig = RayConfig()
@@ -315,21 +267,62 @@ class InventoryJob(Section):
         return self
 
 
+class ExplainJob(Section):
+    """Why a bundle says what it says of single images: Grad-CAM of a class and outlines of the mask, as pictures and JSON."""
+
+    bundle: str
+    """The trained model."""
+    images: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Paths or URIs of images."""
+    output: str
+    """Folder or prefix for the pictures and a JSON file an image, named by `image_id`."""
+    class_name: str | None = None
+    """The class to explain; null takes each image's likeliest."""
+    frame: Annotated[int, Field(ge=0)] | None = None
+    """Frame of a multi-frame image, from 0; null takes the one with the largest mask, else with the largest probability."""
+    decode: DecodeConfig = DecodeConfig()
+    """Decoder limits."""
+    privacy: PrivacyConfig = PrivacyConfig()
+    """The score job's: with `uri: hash`, `image_id` can only be told with the key."""
+    logging: LoggingConfig = LoggingConfig()
+    """What standard error carries."""
+
+
 class ReportJob(Section):
-    """One self-contained HTML file about a training, its evaluation and the runs of a model."""
+    """One self-contained HTML file about a training, an evaluation, a comparison of two models, or a night."""
 
     output: str
     """The folder or prefix that holds tables/ and training/."""
     bundle: str
     """The model to report on."""
+    kind: Literal["training", "evaluation", "comparison", "night"] | None = None
+    """Null takes a comparison with `baseline`, a night with `run_key`, else the first there is: evaluation, training, night."""
+    baseline: str | None = None
+    """Comparison: the bundle that `medvision compare` compared with."""
+    run_key: str | None = None
+    """Night: the scoring run; null takes the one that finished last."""
     file: str | None = None
-    """Where to write; null is OUTPUT/reports/MODEL.html."""
+    """Where to write; null is OUTPUT/reports/MODEL-KIND.html."""
     examples: Annotated[int, Field(ge=0, le=64)] = 12
-    """Overlays to show."""
+    """Overlays to show of an evaluation, and as many of its worst cases."""
+    explanations: Annotated[int, Field(ge=0, le=64)] = 6
+    """Grad-CAM pictures to show of an evaluation."""
+    max_megabytes: Annotated[float, Field(gt=0)] = 8.0
+    """Pictures that would make the page larger are left out and counted."""
     title: str = "medvision_ray report"
     """Title of the page."""
     logging: LoggingConfig = LoggingConfig()
     """What standard error carries."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ReportJob:
+        if self.baseline is not None and self.kind not in (None, "comparison"):
+            raise ValueError("`baseline` is for `kind: comparison`")
+        if self.kind == "comparison" and self.baseline is None:
+            raise ValueError("`kind: comparison` needs `baseline`, the bundle that is compared with")
+        if self.run_key is not None and (self.kind not in (None, "night") or self.baseline is not None):
+            raise ValueError("`run_key` is for `kind: night`")
+        return self
 
 
 JOBS: dict[str, type[Section]] = {
@@ -338,5 +331,6 @@ JOBS: dict[str, type[Section]] = {
     "evaluate": EvaluateJob,
     "compare": CompareJob,
     "score": ScoreJob,
+    "explain": ExplainJob,
     "report": ReportJob,
 }

@@ -46,7 +46,7 @@ def load_job(model: type[JobT], path: str | None = None, overrides: Iterable[str
         ConfigError: the file is not there or not YAML, or a key or value is refused. The message
             names each key, its value, what was expected and the nearest known name.
     """
-    data = _read_yaml(path) if path else {}
+    data = read_yaml(path) if path else {}
     for item in overrides:
         _apply_override(data, item)
     return build_job(model, data, source=path or "the command line")
@@ -116,7 +116,12 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
+def read_yaml(path: str) -> dict[str, Any]:
+    """The mapping in a YAML file, nothing of it checked.
+
+    Raises:
+        ConfigError: the file is not there, or holds no mapping.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:

@@ -12,6 +12,7 @@ from medvision_ray.config.since import parse_since
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
 
 
 class Section(BaseModel):
@@ -204,6 +205,15 @@ class RayConfig(Section):
         return self
 
 
+class DriftConfig(Section):
+    """How a scored run is held against the images that its model was trained on (docs/metrics.md)."""
+
+    min_images: Positive = 50
+    """Runs of fewer scored images are not judged: chance alone would shift them."""
+    max_psi: Annotated[float, Field(gt=0)] | None = None
+    """Largest PSI of any feature; above it the run ends over budget (exit code 3). Null: shifts are told, and nothing else."""
+
+
 class LabelsConfig(Section):
     """The label table and how its patients are split."""
 
@@ -225,6 +235,10 @@ class LabelsConfig(Section):
     """Shares of train, val and test by patient, where the table does not say; they sum to 1."""
     seed: int = 0
     """Seed of the split."""
+    near_duplicates: Literal["warn", "refuse", "off"] = "warn"
+    """What training does about images of different splits that look nearly the same (docs/training.md)."""
+    acquisition_columns: tuple[str, ...] = ()
+    """Columns that say where and how an image was made, such as the site: the shortcut probe tries to tell the label from them."""
 
     @model_validator(mode="after")
     def _consistent(self) -> LabelsConfig:

@@ -31,6 +31,7 @@ Bools = NDArray[np.bool_]
 
 _ROUNDING = 1e-12  # of 1 - specificity
 _OVER_ALL = ("accuracy", "balanced_accuracy", "cohen_kappa", "brier", "log_loss", "ece")
+_CALIBRATED = ("brier_calibrated", "log_loss_calibrated", "ece_calibrated")  # the same of calibrated probabilities
 _CLIP = float(np.finfo(np.float32).eps)  # tables hold float32; a confident mistake costs at most 15.9 nats
 
 
@@ -46,6 +47,7 @@ class OneVsRest:
         positive: shape `(n, K)`, the class is true; False where not known.
         decided: shape `(n, K)`, the model decided for the class.
         scores: shape `(n, K)`, probabilities.
+        calibrated: shape `(n, K)`, calibrated probabilities; None where there are none, NaN for a finding without.
     """
 
     classes: tuple[str, ...]
@@ -55,6 +57,7 @@ class OneVsRest:
     positive: Bools
     decided: Bools
     scores: Floats
+    calibrated: Floats | None = None
 
     @cached_property
     def present(self) -> Bools:
@@ -85,6 +88,7 @@ def one_vs_rest(samples: EvaluationSamples) -> OneVsRest | None:
         positive=(truth == 1)[kept],
         decided=decided[kept],
         scores=scores[kept],
+        calibrated=None if samples.calibrated is None else samples.calibrated[kept].astype(np.float64),
     )
 
 
@@ -141,15 +145,35 @@ def weighted_metrics(view: OneVsRest) -> Statistic:
 def calibration_errors(view: OneVsRest) -> dict[Key, float]:
     """`ece`: over `all`, of the decided class, for single-label data; per finding and `macro` otherwise.
 
-    A class's confidence is its probability. For findings the event is that the finding is there, as in
-    torchmetrics' `binary_calibration_error`.
+    `ece_calibrated` is the same of calibrated probabilities. A class's confidence is its probability. For
+    findings the event is that the finding is there, as in torchmetrics' `binary_calibration_error`.
+    """
+    found = {"ece": _errors(view, view.scores)}
+    if view.calibrated is not None:
+        found["ece_calibrated"] = _errors(view, view.calibrated)
+    return {key: float(value) for key, value in _named(view, found).items()}
+
+
+def _errors(view: OneVsRest, scores: Floats) -> Floats:
+    """Expected calibration error, shape `(1,)` or `(K,)`."""
+    events = confidences(view, scores)
+    return np.array([expected_calibration_error(score, true) if _complete(score) else np.nan for score, true in events])
+
+
+def confidences(view: OneVsRest, scores: Floats) -> list[tuple[Floats, Bools]]:
+    """Confidences and whether they were right: over all (single-label: of the decided class), or of each finding.
+
+    Args:
+        scores: raw or calibrated probabilities, shape `(n, K)`.
     """
     if view.exclusive:
-        confidence = (view.scores * view.decided).sum(axis=1)
-        return {("all", "ece"): expected_calibration_error(confidence, right(view))}
-    columns = zip(view.scores.T, view.positive.T, view.known.T, strict=True)
-    errors = np.array([expected_calibration_error(score[known], true[known]) for score, true, known in columns])
-    return {key: float(value) for key, value in _named(view, {"ece": errors}).items()}
+        return [(np.where(view.decided, scores, 0.0).sum(axis=1), right(view))]
+    columns = zip(scores.T, view.positive.T, view.known.T, strict=True)
+    return [(score[known], true[known]) for score, true, known in columns]
+
+
+def _complete(scores: Floats) -> bool:
+    return not bool(np.isnan(scores).any())
 
 
 def _ranking(view: OneVsRest, k: int) -> Callable[[Floats], dict[str, Floats]]:
@@ -196,15 +220,28 @@ def _rates(view: OneVsRest, *counts: Floats) -> dict[str, Floats]:
 
 
 def _losses(view: OneVsRest) -> dict[str, tuple[Floats, Bools]]:
-    """Brier and logarithmic loss of each image, and where they are known: `(n, 1)` or `(n, K)`."""
-    squared = (view.scores - view.positive) ** 2
-    clipped = view.scores.clip(_CLIP, 1 - _CLIP)
+    """Brier and logarithmic loss of each image, raw and calibrated, and where they are known: `(n, 1)` or `(n, K)`."""
+    brier, surprise = _scoring_rules(view, view.scores)
+    known = np.ones((view.patients.size, 1), dtype=np.bool_) if view.exclusive else view.known
+    found = {"brier": (brier, known), "log_loss": (surprise, known)}
+    if view.calibrated is not None:
+        calibrated = [(losses, known & _whole(losses)) for losses in _scoring_rules(view, view.calibrated)]
+        found |= dict(zip(_CALIBRATED, calibrated, strict=False))
+    return found
+
+
+def _whole(losses: Floats) -> Bools:
+    """Shape `(1, M)`: a value of which an image lacks its part is undefined, not the mean of the others."""
+    return np.asarray(~np.isnan(losses).any(axis=0, keepdims=True))
+
+
+def _scoring_rules(view: OneVsRest, scores: Floats) -> tuple[Floats, Floats]:
+    squared = (scores - view.positive) ** 2
+    clipped = scores.clip(_CLIP, 1 - _CLIP)
     if view.exclusive:
-        known = np.ones((view.patients.size, 1), dtype=np.bool_)
-        surprise = -(view.positive * np.log(clipped)).sum(axis=1, keepdims=True)
-        return {"brier": (squared.sum(axis=1, keepdims=True), known), "log_loss": (surprise, known)}
-    surprise = -np.log(np.where(view.positive, clipped, 1 - clipped))
-    return {"brier": (squared, view.known), "log_loss": (surprise, view.known)}
+        surprise = -np.where(view.positive, np.log(clipped), 0.0).sum(axis=1, keepdims=True)
+        return squared.sum(axis=1, keepdims=True), surprise
+    return squared, -np.log(np.where(view.positive, clipped, 1 - clipped))
 
 
 def _macro(view: OneVsRest, values: Floats) -> Floats:
@@ -216,7 +253,7 @@ def _macro(view: OneVsRest, values: Floats) -> Floats:
 def _named(view: OneVsRest, tables: Mapping[str, Floats]) -> dict[Key, Floats]:
     """Take tables of shape `(..., K)` apart into classes and `macro`, and `(..., 1)` into `all`."""
     named: dict[Key, Floats] = {}
-    over_all = _OVER_ALL if view.exclusive else ()
+    over_all = (*_OVER_ALL, *_CALIBRATED) if view.exclusive else ()
     for metric, values in tables.items():
         if metric in over_all:
             named["all", metric] = values[..., 0]

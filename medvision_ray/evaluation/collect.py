@@ -129,7 +129,7 @@ def _join(job: EvaluateJob, bundle: Bundle, table: LabelTable, listed: Inventory
     """One row an image of the split, in its order: truth, and the prediction row or nulls."""
     ids = listed.objects["image_id"]
     condition = (pads.field("model_id") == bundle.model_id) & pads.field("image_id").isin(ids.combine_chunks())
-    columns = [*_COLUMNS, *tables.probability_columns(bundle.classes)]
+    columns = [*_COLUMNS, *tables.probability_columns(bundle.classes), *tables.calibrated_columns(bundle.classes)]
     rows = tables.read(job.output, "predictions", columns, condition)
     predictions = rows.to_pandas() if rows is not None else pd.DataFrame(columns=columns)
     frame = pd.DataFrame({"image_id": ids.to_numpy(), "uri": table.uris, "mask_uri": table.masks})
@@ -162,11 +162,14 @@ def _samples(job: EvaluateJob, bundle: Bundle, scored: pd.DataFrame) -> Evaluati
     if not bundle.classes:
         return samples
     probabilities = scored[tables.probability_columns(bundle.classes)].to_numpy(np.float32)
+    found: dict[str, Any] = {"probabilities": probabilities, "operating_points": bundle.operating_points}
+    if bundle.calibration is not None:
+        found["calibrated"] = scored[tables.calibrated_columns(bundle.classes)].to_numpy(np.float32)
     if bundle.multi_label:
         targets = np.stack([scored.get(f"t_{n}", pd.Series(np.nan, scored.index)) for n in bundle.classes], axis=1)
         thresholds = np.asarray(bundle.thresholds, np.float32)
-        return replace(samples, targets=targets.astype(float), probabilities=probabilities, thresholds=thresholds)
+        return replace(samples, targets=targets.astype(float), thresholds=thresholds, **found)
     index = {name: place for place, name in enumerate(bundle.classes)}
     labels = scored["true_label"].map(index).fillna(-1).to_numpy(np.int64)
     predicted = scored["predicted_label"].map(index).to_numpy(np.int64)
-    return replace(samples, labels=labels, probabilities=probabilities, predicted=predicted)
+    return replace(samples, labels=labels, predicted=predicted, **found)

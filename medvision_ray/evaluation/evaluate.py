@@ -7,6 +7,7 @@ import io
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -86,7 +87,7 @@ def evaluate(job: EvaluateJob, say: Reporter) -> Evaluation:
     key = _key(job, bundle, found.dataset, found.table)
     _commit(job, bundle, found.dataset, key, rows)
     details = storage.join(job.output, "evaluations", bundle.model_id, f"{found.dataset}-{job.split}.parquet")
-    _write_details(details, bundle, found.scored, found.names)
+    _write_details(details, bundle, _with_shares(found), found.names)
     return Evaluation(
         key, bundle.model_id, found.dataset, job.split, found.images, found.failed, rows, found.run, details
     )
@@ -135,14 +136,29 @@ def _commit(job: EvaluateJob, bundle: Bundle, dataset: str, key: str, rows: tupl
     tables.commit(job.output, "metrics", tables.METRICS, table.to_batches(), key)
 
 
+def _with_shares(found: Collected) -> pd.DataFrame:
+    """With `patient_number` (0, 1, ... in the order of the table) and `true_mask_fraction`, null without a true mask."""
+    scored, area = found.scored, found.samples.true_area
+    share = np.nan if area is None else area / (scored["height"] * scored["width"]).to_numpy(np.float64)
+    return scored.assign(patient_number=pd.factorize(scored["patient"])[0], true_mask_fraction=share)
+
+
 def _write_details(uri: str, bundle: Bundle, scored: pd.DataFrame, names: Pseudonymiser | None) -> None:
-    """What the report draws: no patient in it."""
+    """What the report draws: no patient in it, only a number that tells whose images belong together."""
     if names is not None:
         shown = {column: scored[column].map(names.address, na_action="ignore") for column in ("uri", "mask_uri")}
         scored = scored.assign(**shown)
     truth = [name for name in scored.columns if name.startswith("t_")]
     columns = ["image_id", "uri", "mask_uri", "frames", "height", "width", "true_label", *truth, "predicted_label"]
-    columns += [*tables.probability_columns(bundle.classes), "dice", "mask_box", "mask"]
+    columns += [
+        *tables.probability_columns(bundle.classes),
+        *tables.calibrated_columns(bundle.classes),
+        "dice",
+        "mask_box",
+        "mask",
+        "patient_number",
+        "true_mask_fraction",
+    ]
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pandas(scored[columns], preserve_index=False), sink)
     storage.write_bytes(uri, sink.getvalue())

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvision_ray.errors import MedVisionError
+from medvision_ray.evaluation.at_points import at_points
 from medvision_ray.evaluation.classification import (
     OneVsRest,
     calibration_errors,
@@ -63,6 +64,8 @@ def measure(samples: EvaluationSamples, *, resamples: int, seed: int) -> list[Me
     matrix as counts, metric `confusion:PREDICTED` with the true class as `class_name`. Multi-label
     classification gives all of these metrics per finding and `macro`, over the images where the finding
     is not blank, and the counts true_positives, false_positives, false_negatives and true_negatives.
+    Calibrated probabilities add ece_calibrated, brier_calibrated and log_loss_calibrated; operating points
+    add sensitivity, specificity, ppv and npv of each class at each of them (`sensitivity@POINT`).
     Masks give, for `all` and per true class: dice and iou, and the counts mask_images, missed_masks,
     empty_mask_images and spurious_masks; where outlines and
     lesions were measured also hd95, surface_dice, lesion_sensitivity and
@@ -97,6 +100,8 @@ def measure(samples: EvaluationSamples, *, resamples: int, seed: int) -> list[Me
     rows: list[MetricRow] = []
     if (view := one_vs_rest(samples)) is not None:
         rows += _classification_rows(view, resamples, seed)
+        if samples.operating_points:
+            rows += _ratio_rows(at_points(view, samples.operating_points), view.patients, resamples, seed)
     if (masks := mask_view(samples)) is not None:
         rows += _segmentation_rows(masks, resamples, seed)
     if not rows:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvision_ray.errors import MedVisionError
+from medvision_ray.evaluation.at_points import at_points
 from medvision_ray.evaluation.classification import OneVsRest, one_vs_rest, plain_metrics, right, weighted_metrics
 from medvision_ray.evaluation.intervals import Key, Statistic, bootstrap_intervals
 from medvision_ray.evaluation.mask_detail import over_all, over_marked
@@ -118,6 +119,9 @@ def _parts(samples: EvaluationSamples) -> dict[str, _Part]:
     parts: dict[str, _Part] = {}
     if (view := one_vs_rest(samples)) is not None:
         parts["classes"] = _Part(view.patients, plain_metrics(view), weighted_metrics(view))
+        if samples.operating_points:
+            ratios = at_points(view, samples.operating_points)
+            parts["points"] = _Part(view.patients, ratios.plain(), ratios.weighted())
     if (masks := mask_view(samples)) is None:
         return parts
     inside = masks.take(masks.marked)

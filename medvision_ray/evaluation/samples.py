@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from medvision_ray.errors import MedVisionError
 from medvision_ray.evaluation.mask_detail import MaskDetail
+from medvision_ray.operating_points import OperatingPoint
 
 RESERVED_CLASS_NAMES = ("all", "macro")
 """Values of the metrics table's class column that are no class; no class may be called so."""
@@ -20,6 +21,7 @@ _PER_IMAGE = (
     "targets",
     "probabilities",
     "predicted",
+    "calibrated",
     "overlap",
     "predicted_area",
     "true_area",
@@ -49,6 +51,9 @@ class EvaluationSamples:
             `probabilities` only.
         thresholds: shape `(K,)`; a finding is decided present where its probability is at least
             this; multi-label with `probabilities` only.
+        calibrated: shape `(n, K)`, calibrated probabilities in [0, 1]; NaN in the column of a finding that has none;
+            only with `probabilities`.
+        operating_points: thresholds on `probabilities`, one a class, that were chosen on other images; only with them.
         overlap: shape `(n,)`, pixels in both masks; anything where `true_area` is NaN.
         predicted_area: shape `(n,)`, pixels of the predicted mask; anything where `true_area` is NaN.
         true_area: shape `(n,)`, pixels of the true mask on the same grid; NaN where no true mask
@@ -83,6 +88,8 @@ class EvaluationSamples:
     probabilities: NDArray[np.floating[Any]] | None = None
     predicted: NDArray[np.integer[Any]] | None = None
     thresholds: NDArray[np.floating[Any]] | None = None
+    calibrated: NDArray[np.floating[Any]] | None = None
+    operating_points: tuple[OperatingPoint, ...] = ()
     overlap: NDArray[np.floating[Any]] | None = None
     predicted_area: NDArray[np.floating[Any]] | None = None
     true_area: NDArray[np.floating[Any]] | None = None
@@ -95,6 +102,7 @@ class EvaluationSamples:
             self._check_multi_label()
         else:
             self._check_single_label()
+        self._check_calibrated()
         self._check_masks()
 
     @property
@@ -152,6 +160,16 @@ class EvaluationSamples:
         _check_range("probabilities", probabilities, 0, 1, "a probability")
         thresholds = _array("thresholds", self.thresholds, (k,), "f")
         _check_range("thresholds", thresholds, 0, 1, "a probability")
+
+    def _check_calibrated(self) -> None:
+        if any(len(point.thresholds) != len(self.classes) for point in self.operating_points):
+            raise MedVisionError(f"Expected operating points of {len(self.classes)} classes, but got others.")
+        if self.calibrated is None:
+            return
+        if self.probabilities is None:
+            _only_with("`probabilities`", calibrated=self.calibrated)
+        calibrated = _array("calibrated", self.calibrated, (self.n, len(self.classes)), "f")
+        _check_range("calibrated", calibrated[~np.isnan(calibrated)], 0, 1, "a probability")
 
     def _check_masks(self) -> None:
         given = [self.overlap is not None, self.predicted_area is not None, self.true_area is not None]

@@ -22,7 +22,16 @@ def derived_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
-def epoch_batches(rows: Integers, *, seed: int, epoch: int, rank: int, world: int, batch_size: int) -> list[Integers]:
+def epoch_batches(
+    rows: Integers,
+    *,
+    seed: int,
+    epoch: int,
+    rank: int,
+    world: int,
+    batch_size: int,
+    weights: NDArray[np.float64] | None = None,
+) -> list[Integers]:
     """The batches of one worker in one epoch.
 
     All workers shuffle the same rows by seed and epoch and take every `world`-th, so together they see each row once;
@@ -32,11 +41,58 @@ def epoch_batches(rows: Integers, *, seed: int, epoch: int, rank: int, world: in
     Args:
         rows: rows to train on; at least one.
         batch_size: largest batch; sizes of an epoch's batches differ by at most one.
+        weights: how much oftener than others each row is to be seen, `(n,)`, above 0. Then as many rows are drawn as there
+            are, by the same draw on all workers, and each comes as often as its weight says, up to one more or less.
     """
-    order = np.random.default_rng([seed, epoch]).permutation(rows)
+    generator = np.random.default_rng([seed, epoch])
+    order = generator.permutation(rows if weights is None else _weighted_draw(rows, weights, generator))
     share = math.ceil(len(order) / world)
     mine = np.resize(order, share * world)[rank::world]  # resize repeats from the start
     return np.array_split(mine, math.ceil(share / batch_size))
+
+
+def _weighted_draw(rows: Integers, weights: NDArray[np.float64], generator: np.random.Generator) -> Integers:
+    """As many rows as there are, by systematic sampling (Cochran 1977, 8.1): one random start, then equal steps.
+
+    Rows of equal weight stand together, so that each such group comes as often as it weighs, up to one; within a group
+    they are shuffled, so that which come once more differs by epoch.
+    """
+    places = generator.permutation(len(rows))
+    places = places[np.argsort(weights[places], kind="stable")]
+    edges = np.cumsum(weights[places])
+    steps = (np.arange(len(rows)) + generator.random()) * edges[-1] / len(rows)
+    found = np.searchsorted(edges, steps, side="right").clip(max=len(rows) - 1)
+    return np.asarray(rows[places[found]])
+
+
+def balancing_weights(truth: Truth, rows: Integers) -> NDArray[np.float64]:
+    """Weights by which an epoch sees every class as often.
+
+    Single-label: images of each class weigh as much in sum. Multi-label: an image weighs as its rarest positive finding,
+    one over the images that have it; those where none is known to be there are one more group. Images without any label,
+    which have a mask only, keep their share of the epoch.
+
+    Args:
+        truth: of the whole table.
+        rows: train rows.
+
+    Returns:
+        Shape `(n,)`, above 0, with mean 1.
+    """
+    if truth.targets is None:
+        known = np.asarray(truth.labels[rows] >= 0)
+        members = truth.labels[rows][:, None] == np.unique(truth.labels[rows][known])
+    else:
+        targets = truth.targets[rows]
+        known = np.asarray(~np.isnan(targets).all(axis=1))
+        members = np.concatenate([targets == 1, (known & ~(targets == 1).any(axis=1))[:, None]], axis=1)
+    weights = np.ones(len(rows))
+    if known.any():
+        counts = members.sum(axis=0)
+        weights = np.where(members, 1.0 / np.maximum(counts, 1), 0.0).max(axis=1)
+        weights[known] *= known.sum() / weights[known].sum()
+        weights[~known] = 1.0
+    return weights
 
 
 def steps_per_epoch(n_rows: int, world: int, batch_size: int) -> int:

@@ -17,8 +17,11 @@ from medvision_ray.config import DecodeConfig, PreprocessConfig, TrainJob
 from medvision_ray.errors import LabelError, MedVisionError, StorageError
 from medvision_ray.imaging.errors import DecodeError, ErrorCode
 from medvision_ray.imaging.image import MedicalImage
+from medvision_ray.learning.image_facts import FACTS, header_reader, image_facts
 from medvision_ray.learning.labels import LabelTable
+from medvision_ray.learning.near_duplicates import perceptual_hash
 from medvision_ray.learning.splits import duplicate_groups, row_numbers
+from medvision_ray.privacy import Pseudonymiser
 
 SCHEMA = pa.schema(
     [
@@ -27,6 +30,8 @@ SCHEMA = pa.schema(
         ("mask", pa.large_binary()),  # uint8 (H, W), 1 is lesion; null without a mask
         ("digest", pa.string()),  # sha256 of the stored pixels; empty for failures
         ("error_code", pa.string()),  # empty where all went well
+        ("perceptual_hash", pa.binary()),  # of the middle frame; empty for failures and frames without structure
+        ("facts", FACTS),  # null for failures
     ]
 )
 _MOST_BLOCK_ROWS = 64
@@ -34,6 +39,7 @@ _BLOCKS_PER_CPU = 4
 _WORKER_RETRIES = 2
 _STORE_SHARE = 0.6
 _EXAMPLES = 3
+_TOLD = ["index", "digest", "error_code", "perceptual_hash", "facts"]
 
 
 @dataclass(frozen=True)
@@ -44,11 +50,15 @@ class DecodedImages:
         dataset: materialised Ray dataset of `SCHEMA`, one row an image, in no particular order.
         digests: of each row of the label table; empty where it failed.
         error_codes: of each row of the label table; empty where it did not fail.
+        hashes: perceptual hash of each row; empty where it failed or has no structure.
+        facts: `image_facts` of each row; None where it failed.
     """
 
     dataset: Any
     digests: tuple[str, ...]
     error_codes: tuple[str, ...]
+    hashes: tuple[bytes, ...]
+    facts: tuple[dict[str, Any] | None, ...]
 
     @property
     def usable(self) -> NDArray[np.bool_]:
@@ -77,7 +87,7 @@ def decode_images(table: LabelTable, job: TrainJob) -> DecodedImages:
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
     dataset = ray.data.from_arrow(_requests(table, cpus))
     dataset.context.enable_progress_bars = False
-    config = {"decode": job.decode, "preprocess": job.preprocess}
+    config = {"decode": job.decode, "preprocess": job.preprocess, "reader": header_reader(job.privacy)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RayDeprecationWarning)  # of `max_retries`, which goes in 2.64; pinned below
         rows = dataset.map_batches(
@@ -90,18 +100,22 @@ def decode_images(table: LabelTable, job: TrainJob) -> DecodedImages:
         )
     try:
         decoded = rows.materialize()
-        digests, codes = [""] * len(table), [""] * len(table)
-        for batch in decoded.select_columns(["index", "digest", "error_code"]).iter_batches(
-            batch_size=None, batch_format="pyarrow"
-        ):
-            for row in batch.to_pylist():
-                digests[row["index"]], codes[row["index"]] = row["digest"], row["error_code"]
+        rows_by_index: dict[int, dict[str, Any]] = {}
+        for batch in decoded.select_columns(_TOLD).iter_batches(batch_size=None, batch_format="pyarrow"):
+            rows_by_index.update((row["index"], row) for row in batch.to_pylist())
     except ray.exceptions.RayError as error:
         raise MedVisionError(
             "Expected every labelled image to decode or to fail with a code, but a worker process died on some of them. "
             "Score the archive with an existing bundle to find the image, or look for out-of-memory kills."
         ) from error
-    return DecodedImages(decoded, tuple(digests), tuple(codes))
+    told = [rows_by_index[index] for index in range(len(table))]
+    return DecodedImages(
+        decoded,
+        digests=tuple(row["digest"] for row in told),
+        error_codes=tuple(row["error_code"] for row in told),
+        hashes=tuple(row["perceptual_hash"] for row in told),
+        facts=tuple(row["facts"] for row in told),
+    )
 
 
 def check_images(table: LabelTable, decoded: DecodedImages, max_failure_fraction: float) -> None:
@@ -162,33 +176,44 @@ def _requests(table: LabelTable, cpus: int) -> list[pa.Table]:
     return [rows.slice(start, size) for start in range(0, len(table), size)]
 
 
-def _decode_batch(requests: pa.Table, decode: DecodeConfig, preprocess: PreprocessConfig) -> pa.Table:
+def _decode_batch(
+    requests: pa.Table, decode: DecodeConfig, preprocess: PreprocessConfig, reader: Pseudonymiser
+) -> pa.Table:
     import cv2
 
     cv2.setNumThreads(1)  # Ray runs one task a CPU
     return pa.Table.from_pylist(
-        [_decode_row(request, decode, preprocess) for request in requests.to_pylist()], schema=SCHEMA
+        [_decode_row(request, decode, preprocess, reader) for request in requests.to_pylist()], schema=SCHEMA
     )
 
 
-def _decode_row(request: dict[str, Any], decode: DecodeConfig, preprocess: PreprocessConfig) -> dict[str, Any]:
+def _decode_row(
+    request: dict[str, Any], decode: DecodeConfig, preprocess: PreprocessConfig, reader: Pseudonymiser
+) -> dict[str, Any]:
     try:
-        return _prepare_row(request, decode, preprocess)
+        return _prepare_row(request, decode, preprocess, reader)
     except DecodeError as error:
         code = error.code.value
     except StorageError as error:
         code = error.code
-    return {"index": request["index"], "pixels": None, "mask": None, "digest": "", "error_code": code}
+    return {"index": request["index"], "digest": "", "error_code": code, "perceptual_hash": b""}
 
 
-def _prepare_row(request: dict[str, Any], decode_config: DecodeConfig, preprocess: PreprocessConfig) -> dict[str, Any]:
+def _prepare_row(
+    request: dict[str, Any], decode_config: DecodeConfig, preprocess: PreprocessConfig, reader: Pseudonymiser
+) -> dict[str, Any]:
     from medvision_ray.imaging.decode import decode
     from medvision_ray.imaging.preprocess import prepare
 
-    image = decode(storage.read_bytes(request["uri"], max_bytes=decode_config.max_bytes), decode_config)
+    image = decode(storage.read_bytes(request["uri"], max_bytes=decode_config.max_bytes), decode_config, reader)
     prepared = prepare(image, preprocess)
-    row: dict[str, Any] = {"index": request["index"], "pixels": None, "mask": None, "digest": _digest(image)}
     frame, truth = image.frames // 2, None
+    row: dict[str, Any] = {
+        "index": request["index"],
+        "digest": _digest(image),
+        "perceptual_hash": perceptual_hash(prepared, frame),
+        "facts": image_facts(image, prepared),
+    }
     if request["mask_uri"] is not None:
         data = storage.read_bytes(request["mask_uri"], max_bytes=decode_config.max_bytes)
         truth = _mask_of(decode(data, decode_config), image)

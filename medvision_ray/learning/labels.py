@@ -75,7 +75,10 @@ class LabelTable:
         """
         if split not in SPLITS:
             raise LabelError(f"Expected a split of {', '.join(SPLITS)}, but got {split!r}.")
-        rows = np.flatnonzero(self.splits == split)
+        return self.take(np.flatnonzero(self.splits == split))
+
+    def take(self, rows: NDArray[np.int64]) -> LabelTable:
+        """Some rows, in the order given; classes stay as they are."""
         return LabelTable(
             uris=tuple(self.uris[row] for row in rows),
             masks=tuple(self.masks[row] for row in rows),
@@ -135,7 +138,7 @@ def load_labels(config: LabelsConfig, columns: Sequence[str] = ()) -> LabelTable
         raise LabelError(
             f"Expected a label ({wanted}) or a mask (column `mask`) in some row of the label table, but there is neither."
         )
-    patients, splits = _splits(frame, config, uris, _strata_classes(labels, targets))
+    patients, splits = _splits(frame, config, uris, strata_classes(labels, targets))
     kept = {name: tuple(_column(frame, name)) for name in _further(frame, config, columns)}
     return LabelTable(uris, masks, classes, targets is not None, labels, targets, patients, splits, kept)
 
@@ -259,7 +262,7 @@ def _findings(frame: pd.DataFrame, config: LabelsConfig) -> _Labels:
     return classes, np.full(len(frame), -1, dtype=np.int64), targets
 
 
-def _strata_classes(labels: NDArray[np.int64], targets: NDArray[np.float32] | None) -> list[int]:
+def strata_classes(labels: NDArray[np.int64], targets: NDArray[np.float32] | None) -> list[int]:
     """The class by which a row counts in stratifying: its label, or its first positive finding."""
     if targets is None:
         return [int(label) for label in labels]

@@ -21,7 +21,16 @@ from medvision_ray.config import ModelConfig, TrainJob
 from medvision_ray.errors import MedVisionError
 from medvision_ray.learning.augment import build_augment
 from medvision_ray.learning.checkpoint import load_state, save_state
-from medvision_ray.learning.feed import Batch, Examples, Integers, Truth, derived_seed, epoch_batches, steps_per_epoch
+from medvision_ray.learning.feed import (
+    Batch,
+    Examples,
+    Integers,
+    Truth,
+    balancing_weights,
+    derived_seed,
+    epoch_batches,
+    steps_per_epoch,
+)
 from medvision_ray.learning.history import append_epoch
 from medvision_ray.learning.losses import MultiTaskLoss
 from medvision_ray.learning.model import HybridCNN, batch_norm_eps, build_model, set_batch_norm_eps
@@ -148,9 +157,7 @@ def train_worker(config: dict[str, Any]) -> None:
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
             state.load(folder)
-    worker = _Worker(
-        plan, examples, state, device=device, rank=context.get_world_rank(), world=context.get_world_size()
-    )
+    worker = Worker(plan, examples, state, device=device, rank=context.get_world_rank(), world=context.get_world_size())
     with ExitStack() as stack:
         board = stack.enter_context(_tensorboard(plan, state.epoch)) if worker.rank == 0 and _local(plan) else None
         while not worker.finished:
@@ -168,7 +175,7 @@ def _tensorboard(plan: TrainPlan, epoch: int) -> Any:
     return SummaryWriter(storage.join(plan.folder, "tensorboard"), purge_step=epoch + 1)
 
 
-def _report(worker: _Worker, figures: dict[str, Any], board: Any) -> None:
+def _report(worker: Worker, figures: dict[str, Any], board: Any) -> None:
     """Rank 0 writes the epoch's line and checkpoint; then all ranks meet in Ray's report."""
     if worker.rank != 0:
         ray.train.report(figures, checkpoint=None)
@@ -185,7 +192,7 @@ def _report(worker: _Worker, figures: dict[str, Any], board: Any) -> None:
         ray.train.report(figures, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
-class _Worker:
+class Worker:
     """One rank of a training."""
 
     def __init__(
@@ -196,6 +203,7 @@ class _Worker:
         self.criterion = plan.criterion().to(device)
         self.augment = build_augment(plan.job.augment, plan.job.preprocess.size)
         self.steps = steps_per_epoch(len(plan.train), world, plan.job.batch_size)
+        self.weights = balancing_weights(plan.truth, plan.train) if plan.job.sampling == "balanced" else None
         self.wrapped: nn.Module | None = None
 
     @property
@@ -219,6 +227,7 @@ class _Worker:
             rank=self.rank,
             world=self.world,
             batch_size=job.batch_size,
+            weights=self.weights,
         )
         losses, waited = [], 0.0
         for step, rows in enumerate(batches):

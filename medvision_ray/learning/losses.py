@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import sigmoid_focal_loss
 
 from medvision_ray.config import LossConfig
 from medvision_ray.learning.model import HybridOutput
@@ -24,9 +25,10 @@ class LossParts(NamedTuple):
 
 
 class MultiTaskLoss(nn.Module):
-    """Cross entropy of the classes plus binary cross entropy and soft Dice of the mask.
+    """Cross entropy of the classes, or another loss of theirs, plus binary cross entropy and soft Dice of the mask.
 
-    Single label: `F.cross_entropy`. Multi-label: binary cross entropy, averaged over the findings that are not blank.
+    Single label: `F.cross_entropy`, or `focal_cross_entropy`. Multi-label: binary cross entropy, torchvision's
+    `sigmoid_focal_loss` or `asymmetric_loss`, averaged over the findings that are not blank.
     Segmentation: binary cross entropy over pixels plus one minus soft Dice (Milletari et al. 2016, smoothed by 1), each
     per image, averaged over the images that have a mask; every image weighs the same however large its lesion.
 
@@ -73,10 +75,7 @@ class MultiTaskLoss(nn.Module):
 
     def _classification(self, logits: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
         if not self.multi_label:
-            smoothing = self.config.label_smoothing
-            total = F.cross_entropy(
-                logits, labels, self.class_weights, ignore_index=-1, label_smoothing=smoothing, reduction="sum"
-            )
+            total = self._of_classes(logits, labels)
             known = (labels >= 0).float()
             weights = known if self.class_weights is None else known * self.class_weights[labels.clamp(min=0)]
             # Torch's own mean is 0 / 0 where no sample has a label; asking first would wait for a GPU.
@@ -84,9 +83,64 @@ class MultiTaskLoss(nn.Module):
         if targets is None:
             raise ValueError("Expected `targets` (N, K) for a multi-label loss, but got None.")
         known = ~torch.isnan(targets)
-        filled = torch.where(known, targets, 0.0)
-        terms = F.binary_cross_entropy_with_logits(logits, filled, pos_weight=self.class_weights, reduction="none")
+        terms = self._of_findings(logits, torch.where(known, targets, 0.0))
         return torch.where(known, terms, 0.0).sum() / known.sum().clamp(min=1)
+
+    def _of_classes(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Sum over the labelled samples, each times its class's weight."""
+        if self.config.classification == "focal":
+            return focal_cross_entropy(logits, labels, self.class_weights, self.config.focal_gamma)
+        smoothing = self.config.label_smoothing
+        return F.cross_entropy(
+            logits, labels, self.class_weights, ignore_index=-1, label_smoothing=smoothing, reduction="sum"
+        )
+
+    def _of_findings(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Each finding's loss, `(N, K)`; a positive counts as often as its finding weighs."""
+        if self.config.classification == "cross_entropy":
+            return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=self.class_weights, reduction="none")
+        if self.config.classification == "focal":
+            terms: Tensor = sigmoid_focal_loss(logits, targets, alpha=-1, gamma=self.config.focal_gamma)
+        else:
+            terms = asymmetric_loss(logits, targets, self.config.asymmetric_gammas, self.config.asymmetric_margin)
+        return terms if self.class_weights is None else terms * torch.where(targets == 1, self.class_weights, 1.0)
+
+
+def focal_cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None, gamma: float) -> Tensor:
+    """Sum over the labelled samples of weight * (1 - p)^gamma * -log p of the true class (Lin et al. 2017, equation 4).
+
+    Args:
+        logits: `(N, K)` float32.
+        labels: `(N,)` int64, -1 for none.
+        class_weights: `(K,)`.
+        gamma: focusing, at least 1.
+    """
+    surprise = F.cross_entropy(logits, labels, ignore_index=-1, reduction="none")
+    focused = surprise * (-torch.expm1(-surprise)) ** gamma  # 1 - p without cancellation
+    weights = (labels >= 0).float()
+    if class_weights is not None:
+        weights = weights * class_weights[labels.clamp(min=0)]
+    return (focused * weights).sum()
+
+
+def asymmetric_loss(logits: Tensor, targets: Tensor, gammas: tuple[float, float], margin: float) -> Tensor:
+    """Asymmetric loss of each finding (Ben-Baruch et al., ICCV 2021, equations 5 to 7), `(N, K)`.
+
+    timm's `AsymmetricLossMultiLabel` is the same, reduced: without weights, and without blanks to leave out.
+
+    Args:
+        logits: `(N, K)` float32.
+        targets: 0 or 1, `(N, K)`.
+        gammas: focusing of positives and of negatives.
+        margin: subtracted from the probability of a negative.
+    """
+    # The smallest floats in place of 0: a root has no finite gradient there.
+    smallest = torch.finfo(torch.float32).tiny
+    shifted = (logits.sigmoid() - margin).clamp(min=smallest)
+    missing = (-logits).sigmoid().clamp(min=smallest)
+    # With a margin the logarithm's argument is at least the margin; without, softplus keeps it finite.
+    surprise = -torch.log1p(-shifted) if margin else F.softplus(logits)
+    return torch.where(targets == 1, missing ** gammas[0] * F.softplus(-logits), shifted ** gammas[1] * surprise)
 
 
 def mask_loss(mask_logits: Tensor, masks: Tensor, has_mask: Tensor) -> Tensor:

@@ -96,11 +96,16 @@ class HybridCNN(nn.Module):
             mask_logits = torch.stack([plain, *back]).mean(dim=0)
         return HybridOutput(logits, mask_logits)
 
-    def _score(self, x: Tensor) -> HybridOutput:
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """Feature maps `(N, C, h, w)` of pixels as `forward` takes them, not mirrored, deepest last."""
         x = (x.to(self.mean.dtype) / 255.0 - self.mean) / self.std
         if x.shape[1] == 1 and self.in_channels == 3:
             x = x.expand(-1, 3, -1, -1)
-        features = self.encoder(x)
+        features: list[Tensor] = self.encoder(x)
+        return features
+
+    def score_features(self, features: list[Tensor]) -> HybridOutput:
+        """What the heads make of the feature maps of `encode`."""
         logits = mask_logits = None
         if self.decoder is not None and self.segmentation_head is not None:
             mask_logits = self.segmentation_head(self.decoder(features)).squeeze(1)
@@ -109,6 +114,9 @@ class HybridCNN(nn.Module):
         elif self.classification_head is not None:
             logits = self.classification_head(features[-1])
         return HybridOutput(logits, mask_logits)
+
+    def _score(self, x: Tensor) -> HybridOutput:
+        return self.score_features(self.encode(x))
 
     def train(self, mode: bool = True) -> HybridCNN:
         """Set training mode; a frozen encoder stays in evaluation mode."""

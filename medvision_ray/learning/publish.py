@@ -9,16 +9,22 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from medvision_ray import storage
 from medvision_ray.bundle import Bundle, load_bundle, save_bundle
 from medvision_ray.errors import MedVisionError
+from medvision_ray.fingerprint import Fingerprint
+from medvision_ray.learning.calibrate import ValidationScores
+from medvision_ray.learning.decisions import Decisions, fit_decisions
 from medvision_ray.learning.feed import Examples
 from medvision_ray.learning.history import read_history
 from medvision_ray.learning.loop import TrainPlan, new_state
 from medvision_ray.learning.model import HybridCNN
-from medvision_ray.learning.validation import THRESHOLD, validate
+from medvision_ray.learning.reference import ImagesSeen, training_fingerprint
+from medvision_ray.learning.validation import THRESHOLD, figures_of, probabilities_of, score_rows
 
 _TOLERANCE = 0.02
 _CHECKED = ("val_accuracy", "val_dice")
@@ -48,17 +54,21 @@ def publish_bundle(
     dataset: Any,
     facts: dict[str, Any],
     train_digest: Sequence[str],
+    patients: Sequence[str],
+    images: ImagesSeen | None = None,
 ) -> Bundle:
     """Write the best epoch as a bundle.
 
     It is written beside its training first, read back, and scored on the val split; only if accuracy and Dice are the
-    recorded ones (within 0.02, or one image) does it go to its place.
+    recorded ones (within 0.02, or one image) does it go to its place, with what was fitted to these scores.
 
     Args:
         uri: where bundles are looked for.
         dataset: the materialised images.
         facts: of the training, for the bundle's `trained`.
         train_digest: of each training image.
+        patients: of each row of the label table.
+        images: facts of all labelled images, for the bundle's fingerprint; None leaves it out.
 
     Raises:
         MedVisionError: what was written does not score as what was trained.
@@ -76,7 +86,7 @@ def publish_bundle(
         | {"python": platform.python_version()},
     }
 
-    def save(place: str, model: HybridCNN) -> Bundle:
+    def save(place: str, model: HybridCNN, fitted: Decisions, fingerprint: Fingerprint | None = None) -> Bundle:
         return save_bundle(
             place,
             name=name,
@@ -84,28 +94,53 @@ def publish_bundle(
             preprocess=plan.job.preprocess,
             classes=plan.classes,
             multi_label=bool(plan.classes) and plan.truth.targets is not None,
-            thresholds=[THRESHOLD] * len(plan.classes) if plan.truth.targets is not None else [],
+            thresholds=fitted.thresholds,
             mask_threshold=THRESHOLD,
-            trained=trained,
-            metrics=metrics,
+            trained={**trained, **fitted.facts},
+            metrics={**metrics, **fitted.metrics},
             train_digest=train_digest,
             model=model,
+            calibration=fitted.calibration,
+            operating_points=fitted.operating_points,
+            fingerprint=fingerprint,
         )
 
     candidate = storage.join(plan.folder, "candidate")
-    save(candidate, state.measured)
-    model = load_bundle(candidate).build_model()
-    _check_again(plan, model, dataset, best.figures)
-    bundle = save(uri, model)
+    multi_label = bool(plan.classes) and plan.truth.targets is not None
+    save(candidate, state.measured, Decisions(None, (), [THRESHOLD] * len(plan.classes) * multi_label, {}, {}))
+    written = load_bundle(candidate)
+    model = written.build_model()
+    probabilities = _check_again(plan, model, dataset, best.figures)
+    fitted = fit_decisions(_validation_scores(plan, probabilities, patients), plan.job)
+    bundle = save(uri, model, fitted, training_fingerprint(written, plan, dataset, images) if images else None)
     storage.delete_tree(candidate)
     return bundle
 
 
-def _check_again(plan: TrainPlan, model: HybridCNN, dataset: Any, recorded: dict[str, Any]) -> None:
+def _validation_scores(
+    plan: TrainPlan, probabilities: NDArray[np.float32], patients: Sequence[str]
+) -> ValidationScores:
+    truth, rows = plan.truth, plan.val
+    if truth.targets is not None:
+        known = truth.targets[rows].astype(np.float64)
+    else:
+        labels = truth.labels[rows][:, None]
+        known = np.where(labels >= 0, labels == np.arange(len(plan.classes)), np.nan)
+    return ValidationScores(
+        classes=plan.classes,
+        multi_label=bool(plan.classes) and truth.targets is not None,
+        probabilities=probabilities,
+        truth=known[:, : len(plan.classes)],
+        patients=np.array([patients[row] for row in rows], dtype=np.str_),
+    )
+
+
+def _check_again(plan: TrainPlan, model: HybridCNN, dataset: Any, recorded: dict[str, Any]) -> NDArray[np.float32]:
+    """Score the val split with what was written; gives its probabilities, `(n, K)`."""
     preprocess = plan.job.preprocess
     tables = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
     examples = Examples(tables, plan.truth, preprocess.channels, preprocess.size)
-    figures = validate(
+    table = score_rows(
         model.to(memory_format=torch.channels_last),
         examples,
         plan.val,
@@ -114,6 +149,7 @@ def _check_again(plan: TrainPlan, model: HybridCNN, dataset: Any, recorded: dict
         bf16=plan.bf16(torch.device("cpu")),
         classes=plan.classes,
     )
+    figures = figures_of(table, plan.truth, plan.val, plan.classes)
     # Another device or batch rounds differently, and may turn one image over.
     allowed = max(_TOLERANCE, 1.5 / len(plan.val))
     for key in _CHECKED:
@@ -123,3 +159,4 @@ def _check_again(plan: TrainPlan, model: HybridCNN, dataset: Any, recorded: dict
                 f"Expected the written bundle to reach the {key} of its training, {before:.3f}, but it reaches "
                 f"{after:.3f}. The checkpoint may be damaged: delete the training's folder and train again."
             )
+    return probabilities_of(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -120,3 +121,68 @@ def duplicate_groups(digests: Sequence[str], splits: Sequence[str] | NDArray[np.
         if digest:
             groups[digest].append(row)
     return [rows for rows in groups.values() if len({str(splits[row]) for row in rows}) > 1]
+
+
+def folds_by_patient(
+    patients: Sequence[str], classes: Sequence[int], digests: Sequence[str], *, folds: int, seed: int
+) -> NDArray[np.int64]:
+    """Share images out among folds: no patient in two of them, classes as even as that allows.
+
+    Patients of whom one has an image with the very pixels of another's are kept together.
+
+    Args:
+        patients: patient of each image.
+        classes: class index of each image; -1 where there is none.
+        digests: content digest of each image; empty where it was not read.
+
+    Returns:
+        The fold of each image, from 0, shape `(n,)` (scikit-learn's StratifiedGroupKFold).
+
+    Raises:
+        LabelError: too few patients for so many folds.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    groups = _linked(patients, digests)
+    found = len(set(groups.tolist()))
+    if found < folds:
+        raise LabelError(
+            f"Expected at least {folds} patients (without images in common) in train and val for `folds: {folds}`, but there "
+            f"are {found}. Lower `folds`, or label more patients."
+        )
+    splitter = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
+    assigned = np.full(len(groups), -1, dtype=np.int64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a class with fewer images than folds
+        try:
+            for fold, (_, rows) in enumerate(splitter.split(np.zeros(len(groups)), np.asarray(classes), groups)):
+                assigned[rows] = fold
+        except ValueError:
+            raise LabelError(
+                f"Expected a class with at least {folds} images in train and val for `folds: {folds}`, but there is none. "
+                "Lower `folds`, or label more images."
+            ) from None
+    empty = folds - len(set(assigned.tolist()))
+    if empty:
+        raise LabelError(
+            f"Expected images in each of {folds} folds, but {empty} would be empty: a few patients have most images. Lower "
+            "`folds`."
+        )
+    return assigned
+
+
+def _linked(patients: Sequence[str], digests: Sequence[str]) -> NDArray[np.int64]:
+    """A number of each image that those of its patient share, and those with its pixels, and so on."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    first: dict[tuple[str, str], int] = {}
+    links = [
+        (row, first.setdefault(key, row))
+        for row, (patient, digest) in enumerate(zip(patients, digests, strict=True))
+        for key in [("patient", patient)] + ([("digest", digest)] if digest else [])
+    ]
+    rows, columns = np.array(links).T
+    graph = coo_array((np.ones(len(links)), (rows, columns)), shape=(len(patients), len(patients)))
+    _, groups = connected_components(graph, directed=False)
+    return np.asarray(groups, dtype=np.int64)

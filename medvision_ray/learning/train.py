@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,12 +18,15 @@ from medvision_ray.cluster import cluster_cpus, cluster_gpus, ray_session
 from medvision_ray.config import TrainJob
 from medvision_ray.errors import ConfigError, LabelError, MedVisionError, UsageError
 from medvision_ray.learning.feed import Truth
+from medvision_ray.learning.guards import look_for_leaks
 from medvision_ray.learning.history import describe, following, read_history
 from medvision_ray.learning.ingest import DecodedImages, check_images, decode_images
 from medvision_ray.learning.labels import LabelTable, load_labels
 from medvision_ray.learning.loop import TrainPlan, new_state, train_worker, usable_truth
 from medvision_ray.learning.losses import balanced_class_weights
+from medvision_ray.learning.operating import check_positive_class
 from medvision_ray.learning.publish import Best, publish_bundle
+from medvision_ray.learning.reference import ImagesSeen
 from medvision_ray.privacy import address_pseudonymiser
 
 Progress = Callable[[str], None]
@@ -39,7 +42,7 @@ class TrainResult:
         bundle: the best epoch, written under OUTPUT/bundles/NAME.
         history: one entry an epoch, as in metrics.jsonl.
         summary: `name`, `already_done`, `labels` (counts a split), `heads`, `failures` (images per error code),
-            `epochs`, `best_epoch`, `best_score` and `seconds` of each step.
+            `epochs`, `best_epoch`, `best_score`, `seconds` of each step, and `leakage` and `shortcuts` (`guards`).
     """
 
     bundle: Bundle
@@ -61,70 +64,126 @@ def train(job: TrainJob, progress: Progress = lambda line: None) -> TrainResult:
         UsageError: the name belongs to another training; LabelError: the labels can't be used, lack a val split, or leak.
         MedVisionError: too many images fail, the cluster is too small, or the workers fail again and again.
     """
-    config_hash = _config_hash(job)
+    if job.folds:
+        raise UsageError(
+            "Expected a training without `folds`, which `learning.folds.cross_validate` does. Set `folds: 0`."
+        )
+    config_hash = config_hash_of(job)
     name = job.name or f"hybrid-{config_hash[:8]}"
-    bundle_uri = storage.join(job.output, "bundles", name)
-    folder = storage.join(job.output, "training", name)
-    table = load_labels(job.labels)
-    names = address_pseudonymiser(job.privacy)
-    done = _finished(bundle_uri, name, config_hash)
+    table = load_labels(job.labels, job.labels.acquisition_columns)
+    done = finished_bundle(job, name, config_hash)
     if done is not None:
         progress(f"{name} is trained already: {done.uri}")
-        return _result(job, done, folder, {"already_done": True, "labels": table.summary()})
-    _claim(folder, name, config_hash)
-    seconds: dict[str, float] = {}
+        return _result(job, done, {"already_done": True, "labels": table.summary()})
+    claim_training(job, name, config_hash)
     with ray_session(job.ray, dashboard=True):
-        use_gpu = _check_cluster(job)
-        if job.use_gpu and not use_gpu and cluster_gpus():
-            progress(
-                f"{name}: {job.workers} workers and {cluster_gpus()} GPUs, so they train on CPUs. Set `workers` to "
-                f"{cluster_gpus()} or less to train on GPUs."
-            )
+        use_gpu = check_cluster(job, name, progress)
         clock = time.perf_counter()
         decoded = decode_images(table, job)
         check_images(table, decoded, job.max_failure_fraction)
-        plan = _plan(job, folder, table, decoded)
-        new_state(plan, torch.device("cpu"), with_weights=True)  # what can't be built is said here, not by a worker
-        seconds["decode"] = time.perf_counter() - clock
+        guards = look_for_leaks(table, decoded, job.labels, lambda line: progress(f"{name}: {line}"))
+        seconds = time.perf_counter() - clock
         progress(
-            f"{name}: {len(plan.train)} train and {len(plan.val)} val images decoded in {seconds['decode']:.1f} s"
+            f"{name}: {len(table)} images decoded in {seconds:.1f} s"
             + (f", {sum(decoded.failures.values())} failed" if decoded.failures else "")
         )
-        clock = time.perf_counter()
-        with following(storage.join(folder, "metrics.jsonl"), lambda epoch: progress(describe(epoch, job.epochs))):
-            best = _fit(plan, name, decoded, use_gpu)
-        seconds["train"] = time.perf_counter() - clock
-        clock = time.perf_counter()
-        labels = table.summary()
-        facts = {"labels": labels, "failures": decoded.failures, "config_hash": config_hash, "seed": job.seed}
-        facts["image_digests"] = "hashed" if names else "plain"
-        digests = [image_digest(table.uris[row], names) for row in plan.train]
-        bundle = publish_bundle(
-            bundle_uri, name, plan, best, dataset=decoded.dataset, facts=facts, train_digest=digests
-        )
-        seconds["publish"] = time.perf_counter() - clock
-    return _result(job, bundle, folder, {"already_done": False, "labels": labels, "seconds": seconds})
+        found = train_decoded(job, name, config_hash, table, decoded, use_gpu=use_gpu, guards=guards, progress=progress)
+    found.summary["seconds"] = {"decode": seconds, **found.summary["seconds"]}
+    return found
 
 
-def _result(job: TrainJob, bundle: Bundle, folder: str, facts: dict[str, Any]) -> TrainResult:
+def train_decoded(
+    job: TrainJob,
+    name: str,
+    config_hash: str,
+    table: LabelTable,
+    decoded: DecodedImages,
+    *,
+    use_gpu: bool,
+    guards: Mapping[str, Any],
+    progress: Progress,
+) -> TrainResult:
+    """Train on images that are in the object store, from the last checkpoint where there is one. Ray must be connected.
+
+    Args:
+        name: of the training, which `claim_training` has claimed for `config_hash`.
+        table: the labels; its splits say what is trained on and what chooses the epoch.
+        guards: what `look_for_leaks` found, for the bundle's facts.
+
+    Raises:
+        LabelError: train or val has nothing to learn from or to measure on.
+        MedVisionError: the workers fail again and again.
+    """
+    names = address_pseudonymiser(job.privacy)
+    seconds: dict[str, float] = {}
+    plan = training_plan(job, training_folder(job, name), table, decoded)
+    new_state(plan, torch.device("cpu"), with_weights=True)  # what can't be built is said here, not by a worker
+    progress(f"{name}: {len(plan.train)} train and {len(plan.val)} val images")
+    clock = time.perf_counter()
+    with following(storage.join(plan.folder, "metrics.jsonl"), lambda epoch: progress(describe(epoch, job.epochs))):
+        best = _fit(plan, name, decoded, use_gpu)
+    seconds["train"] = time.perf_counter() - clock
+    clock = time.perf_counter()
+    labels = table.summary()
+    facts = {"labels": labels, "failures": decoded.failures, "config_hash": config_hash, "seed": job.seed}
+    facts.update(guards)
+    facts["image_digests"] = "hashed" if names else "plain"
+    digests = [image_digest(table.uris[row], names) for row in plan.train]
+    bundle = publish_bundle(
+        _bundle_uri(job, name),
+        name,
+        plan,
+        best,
+        dataset=decoded.dataset,
+        facts=facts,
+        train_digest=digests,
+        patients=table.patients,
+        images=ImagesSeen(decoded.facts, table.patients),
+    )
+    seconds["publish"] = time.perf_counter() - clock
+    return _result(job, bundle, {"already_done": False, "labels": labels, "seconds": seconds})
+
+
+def _bundle_uri(job: TrainJob, name: str) -> str:
+    return storage.join(job.output, "bundles", name)
+
+
+def training_folder(job: TrainJob, name: str) -> str:
+    """OUTPUT/training/NAME: what is known of a training beside its bundle."""
+    return storage.join(job.output, "training", name)
+
+
+def _result(job: TrainJob, bundle: Bundle, facts: dict[str, Any]) -> TrainResult:
     trained = bundle.trained
     kept = {key: trained[key] for key in ("epochs", "best_epoch", "best_score", "failures")}
     heads = {
         "classification": bundle.architecture.classification,
         "segmentation": bundle.architecture.segmentation,
     }
+    kept.update({key: trained.get(key) for key in ("leakage", "shortcuts")})
     summary = {"name": bundle.name, "heads": heads, **kept, **facts}
-    return TrainResult(bundle, read_history(storage.join(folder, "metrics.jsonl")), summary)
+    history = read_history(storage.join(training_folder(job, bundle.name), "metrics.jsonl"))
+    return TrainResult(bundle, history, summary)
 
 
-def _config_hash(job: TrainJob) -> str:
+def config_hash_of(job: TrainJob) -> str:
     """sha256 over what decides the weights: the configuration and the label table's content."""
-    content = job.model_dump(mode="json", exclude={"ray", "privacy", "output", "name", "on_finish", "logging"})
+    beside = dict.fromkeys(("ray", "privacy", "output", "name", "on_finish", "logging"), True)
+    looks = {"labels": {"near_duplicates", "acquisition_columns"}}
+    content = job.model_dump(mode="json", exclude={**beside, **looks})
+    if not job.folds:
+        del content["folds"]  # trainings of versions without it stay the same ones
     table = hashlib.sha256(storage.read_bytes(job.labels.table)).hexdigest()
     return hashlib.sha256(json.dumps([content, table], sort_keys=True).encode()).hexdigest()
 
 
-def _finished(uri: str, name: str, config_hash: str) -> Bundle | None:
+def finished_bundle(job: TrainJob, name: str, config_hash: str) -> Bundle | None:
+    """The bundle of a training that has ended; None while there is none.
+
+    Raises:
+        UsageError: the name belongs to another training.
+    """
+    uri = _bundle_uri(job, name)
     if not storage.exists(storage.join(uri, "bundle.yaml")):
         return None
     bundle = load_bundle(uri)
@@ -133,9 +192,13 @@ def _finished(uri: str, name: str, config_hash: str) -> Bundle | None:
     return bundle
 
 
-def _claim(folder: str, name: str, config_hash: str) -> None:
-    """Write whose training this is, or refuse where it is another's."""
-    place = storage.join(folder, "training.json")
+def claim_training(job: TrainJob, name: str, config_hash: str) -> None:
+    """Write whose training this is.
+
+    Raises:
+        UsageError: it is another's.
+    """
+    place = storage.join(training_folder(job, name), "training.json")
     if storage.create_exclusive(place, json.dumps({"config_hash": config_hash}).encode()):
         return
     if json.loads(storage.read_bytes(place)).get("config_hash") != config_hash:
@@ -149,7 +212,7 @@ def _other_training(name: str) -> UsageError:
     )
 
 
-def _check_cluster(job: TrainJob) -> bool:
+def check_cluster(job: TrainJob, name: str, progress: Progress) -> bool:
     """Whether to use GPUs.
 
     Raises:
@@ -167,10 +230,15 @@ def _check_cluster(job: TrainJob) -> bool:
             f"Expected {needed:g} CPUs for {job.workers} workers of {job.cpus_per_worker:g} each, but the cluster has "
             f"{cpus:g}. Lower `workers` or `cpus_per_worker`, or give Ray more (`ray.num_cpus`)."
         )
+    if job.use_gpu and 0 < gpus < job.workers:
+        progress(
+            f"{name}: {job.workers} workers and {gpus} GPUs, so they train on CPUs. Set `workers` to {gpus} or less to "
+            "train on GPUs."
+        )
     return bool(job.use_gpu) and gpus >= job.workers
 
 
-def _plan(job: TrainJob, folder: str, table: LabelTable, decoded: DecodedImages) -> TrainPlan:
+def training_plan(job: TrainJob, folder: str, table: LabelTable, decoded: DecodedImages) -> TrainPlan:
     """Rows, heads and class weights from what could be decoded.
 
     Raises:
@@ -201,6 +269,7 @@ def _plan(job: TrainJob, folder: str, table: LabelTable, decoded: DecodedImages)
     pooling = job.model.pooling if all(heads.values()) else "average"
     architecture = job.model.model_copy(update={**heads, "pooling": pooling})
     classes = table.classes if heads["classification"] else ()
+    check_positive_class(job.operating_points, classes)
     weights = _class_weights(job, truth, rows["train"], len(classes))
     return TrainPlan(job, folder, architecture, classes, truth, rows["train"], rows["val"], weights)
 

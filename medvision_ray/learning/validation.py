@@ -48,6 +48,25 @@ def validate(
         defines them); `val_dice`, the mean over images with a non-empty true mask, on the model's grid. NaN where
         undefined. `val_score`, the mean of F1, AUROC and Dice as far as they are defined, or minus the loss where none is.
     """
+    table = score_rows(
+        model, examples, rows, criterion, batch_size=batch_size, bf16=bf16, classes=classes, rank=rank, world=world
+    )
+    return figures_of(table, examples.truth, rows, classes)
+
+
+def score_rows(
+    model: HybridCNN,
+    examples: Examples,
+    rows: Integers,
+    criterion: MultiTaskLoss,
+    *,
+    batch_size: int,
+    bf16: bool,
+    classes: tuple[str, ...],
+    rank: int = 0,
+    world: int = 1,
+) -> NDArray[np.float64]:
+    """What `validate` measures: loss, overlap, predicted and true area, and the K probabilities, `(n, 4 + K)`."""
     device = next(model.parameters()).device
     table = torch.zeros(len(rows), _FACTS + len(classes), dtype=torch.float64, device=device)
     place = {int(row): number for number, row in enumerate(rows)}
@@ -56,7 +75,13 @@ def validate(
         table[[place[int(row)] for row in part]] = scored
     if world > 1:
         dist.all_reduce(table)  # each row was filled by one worker and is zero on the others
-    return _figures(table.cpu().numpy(), examples.truth, rows, classes)
+    scores: NDArray[np.float64] = table.cpu().numpy()
+    return scores
+
+
+def probabilities_of(table: NDArray[np.float64]) -> NDArray[np.float32]:
+    """The probabilities out of `score_rows`, in the precision of prediction rows, `(n, K)`."""
+    return table[:, _FACTS:].astype(np.float32)
 
 
 @torch.inference_mode()
@@ -80,7 +105,8 @@ def _score(model: HybridCNN, batch: Batch, criterion: MultiTaskLoss, bf16: bool)
     return torch.cat(columns, dim=1)
 
 
-def _figures(table: NDArray[np.float64], truth: Truth, rows: Integers, classes: tuple[str, ...]) -> dict[str, float]:
+def figures_of(table: NDArray[np.float64], truth: Truth, rows: Integers, classes: tuple[str, ...]) -> dict[str, float]:
+    """The figures of `validate` from what `score_rows` gave."""
     figures = {"val_loss": float(table[:, 0].mean())}
     measured = _classification(table[:, _FACTS:], truth, rows, classes)
     figures["val_accuracy"] = measured.get(("all" if truth.targets is None else "macro", "accuracy"), math.nan)

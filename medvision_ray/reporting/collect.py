@@ -1,55 +1,156 @@
-"""The report job: collect from the tables what `report.render` shows, and write the page."""
+"""The report job: choose the kind of report, collect what it shows, and write the page."""
 
 from __future__ import annotations
 
-import io
 import json
 from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import pyarrow.dataset as pads
-import pyarrow.parquet as pq
 
-from medvision_ray import listing, storage, tables
+from medvision_ray import storage, tables
 from medvision_ray.bundle import Bundle, load_bundle
-from medvision_ray.config import DecodeConfig, ReportJob
-from medvision_ray.imaging.decode import decode
-from medvision_ray.imaging.errors import DecodeError
-from medvision_ray.imaging.preprocess import prepare
-from medvision_ray.privacy import HASHED
-from medvision_ray.reporting.overlays import Example
-from medvision_ray.reporting.report import ReportContent, render
-from medvision_ray.scoring.masks import decode_mask
+from medvision_ray.config import ReportJob
+from medvision_ray.errors import UsageError
+from medvision_ray.reporting import pictures, sources
+from medvision_ray.reporting.comparison_page import Compared, comparison_sections
+from medvision_ray.reporting.evaluation_page import Evaluated, evaluation_sections
+from medvision_ray.reporting.night_page import DRIFT_METRICS, GROUPS, Night, night_sections
+from medvision_ray.reporting.page import Page, Section, render
+from medvision_ray.reporting.training_page import Trained, training_sections
+
+_NIGHT_COLUMNS = ["predicted_label", "predicted_probability", "mask_fraction", "frames", *GROUPS]
 
 
 def build_report(job: ReportJob) -> str:
-    """Write one self-contained HTML file about a model; returns its address.
+    """Write one self-contained HTML file; returns its address.
 
     Raises:
         BundleError: there is no such model.
+        UsageError: there is nothing of the wanted kind to report on.
     """
     bundle = load_bundle(job.bundle)
-    details = _details(job, bundle)
-    truth = _truth(bundle, details) if details is not None and bundle.classes else None
-    content = ReportContent(
-        title=job.title,
-        generated_at=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        model=_facts(bundle),
-        classes=bundle.classes,
-        runs=_rows(job, bundle, "runs"),
-        metrics=_metrics(job, bundle),
-        history=_history(job, bundle),
-        labels=truth[0] if truth else None,
-        predicted=truth[1] if truth else None,
-        probabilities=truth[2] if truth else None,
-        failures=_failures(job, bundle),
-        examples=_examples(job, bundle, details),
-    )
-    place = job.file or storage.join(job.output, "reports", f"{bundle.model_id}.html")
-    storage.write_bytes(place, render(content).encode())
+    kind = job.kind or _kind(job, bundle)
+    stem, subtitle, sections = _KINDS[kind](job, bundle)
+    now = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    html = render(Page(job.title, subtitle, now, sections), job.max_megabytes)
+    place = job.file or storage.join(job.output, "reports", f"{stem}.html")
+    storage.write_bytes(place, html.encode())
     return storage.absolute(place)
+
+
+def _kind(job: ReportJob, bundle: Bundle) -> str:
+    """A baseline asks for a comparison and a run for a night; else what there is: evaluation, training, night."""
+    if job.baseline is not None:
+        return "comparison"
+    if job.run_key is not None:
+        return "night"
+    if sources.evaluation_metrics(job.output, bundle) is None:
+        if sources.history(job.output, bundle) is not None:
+            return "training"
+        if sources.run_of(job.output, bundle, None) is not None:
+            return "night"
+    return "evaluation"
+
+
+def _evaluation(job: ReportJob, bundle: Bundle) -> tuple[str, str, list[Section]]:
+    frame = sources.details(job.output, bundle)
+    content: dict[str, Any] = {}
+    if frame is not None:
+        content["dice"], content["mask_share"] = frame["dice"].to_numpy(np.float64), sources.mask_share(frame)
+        if bundle.classes:
+            content["scored"], content["predicted"] = sources.scored_of(bundle, frame)
+        content |= _pictures(job, bundle, frame)
+    runs = sources.rows_of(job.output, bundle, "runs")
+    failures = sources.rows_of(job.output, bundle, "failures")
+    if runs is not None and failures is None:
+        failures = tables.FAILURES.empty_table().to_pandas()
+    evaluated = Evaluated(
+        model=_facts(bundle),
+        metrics=sources.evaluation_metrics(job.output, bundle),
+        history=sources.history(job.output, bundle),
+        best_epoch=bundle.trained.get("best_epoch"),
+        runs=runs,
+        failures=failures if runs is not None else None,
+        **content,
+    )
+    return f"{bundle.model_id}-evaluation", f"Evaluation of {bundle.model_id}", evaluation_sections(evaluated)
+
+
+def _pictures(job: ReportJob, bundle: Bundle, frame: Any) -> dict[str, Any]:
+    single = pictures.showable(frame)
+    if single is None or job.examples == 0:
+        return {}
+    shown, unread = pictures.examples(pictures.spread(single, job.examples), bundle)
+    found: dict[str, Any] = {"spread": shown, "unread": unread}
+    chosen = pictures.worst(single, bundle, job.examples)
+    found["worst"], unread = pictures.examples(chosen, bundle)
+    found["worst_rows"] = pictures.worst_rows(chosen)
+    found["unread"] += unread
+    if bundle.classes and not bundle.multi_label and job.explanations:
+        from medvision_ray.scoring.predictor import Predictor
+
+        chosen = pictures.to_explain(single, bundle, job.explanations)
+        found["explained"], unread = pictures.examples(chosen, bundle, Predictor(bundle))
+        found["unread"] += unread
+    return found
+
+
+def _training(job: ReportJob, bundle: Bundle) -> tuple[str, str, list[Section]]:
+    trained = Trained(
+        model=_facts(bundle),
+        history=sources.history(job.output, bundle),
+        trained=bundle.trained,
+        metrics=bundle.metrics,
+        settings={
+            "Architecture": bundle.architecture.model_dump(mode="json"),
+            "Preprocessing": bundle.preprocess.model_dump(mode="json"),
+        },
+    )
+    return f"{bundle.model_id}-training", f"Training of {bundle.model_id}", training_sections(trained)
+
+
+def _comparison(job: ReportJob, bundle: Bundle) -> tuple[str, str, list[Section]]:
+    if job.baseline is None:
+        raise UsageError("Expected `baseline`, the bundle that a comparison report compares with.")
+    baseline = load_bundle(job.baseline)
+    found = sources.comparisons(job.output, bundle, baseline)
+    if not found:
+        raise UsageError(
+            f"Expected a comparison of {bundle.model_id} with {baseline.model_id} in {job.output}, but there is none. Run "
+            "`medvision compare` first."
+        )
+    stem = f"{bundle.model_id}-against-{baseline.model_id}"
+    compared = Compared(found, _facts(bundle), _facts(baseline))
+    return stem, f"{bundle.model_id} compared with {baseline.model_id}", comparison_sections(compared)
+
+
+def _night(job: ReportJob, bundle: Bundle) -> tuple[str, str, list[Section]]:
+    run = sources.run_of(job.output, bundle, job.run_key)
+    if run is None:
+        which = f"run {job.run_key}" if job.run_key is not None else "scoring run"
+        raise UsageError(f"Expected a finished {which} of {bundle.model_id} in {job.output}, but there is none.")
+    key = str(run["run_key"])
+    columns = tables.probability_columns(bundle.classes)
+    rows = sources.run_rows(job.output, bundle, "predictions", key, [*_NIGHT_COLUMNS, *columns])
+    failures = sources.run_rows(job.output, bundle, "failures", key)
+    drift = sources.run_rows(job.output, bundle, "metrics", key)
+    if drift is not None:
+        drift = drift[drift["metric"].isin(DRIFT_METRICS)].rename(columns={"class": "class_name"})
+    night = Night(
+        run=run,
+        classes=bundle.classes,
+        probabilities=rows[columns].to_numpy(np.float64) if rows is not None and len(rows) and columns else None,
+        predictions=rows,
+        failures=failures if failures is not None else tables.FAILURES.empty_table().to_pandas(),
+        drift=drift,
+        model=_facts(bundle),
+        versions=json.loads(run["versions"]) if isinstance(run.get("versions"), str) else None,
+    )
+    return f"{bundle.model_id}-night-{key}", f"Run {key} of {bundle.model_id}", night_sections(night)
+
+
+_KINDS = {"training": _training, "evaluation": _evaluation, "comparison": _comparison, "night": _night}
 
 
 def _facts(bundle: Bundle) -> list[tuple[str, str]]:
@@ -64,90 +165,3 @@ def _facts(bundle: Bundle) -> list[tuple[str, str]]:
     ]
     known = [name for name in ("epochs", "best_epoch", "seed") if name in bundle.trained]
     return facts + [(name.replace("_", " ").capitalize(), str(bundle.trained[name])) for name in known]
-
-
-def _rows(job: ReportJob, bundle: Bundle, name: str) -> pd.DataFrame | None:
-    rows = tables.read(job.output, name, None, pads.field("model_id") == bundle.model_id)
-    if rows is None or rows.num_rows == 0:
-        return None
-    frame: pd.DataFrame = rows.to_pandas()
-    return frame.sort_values("started_at") if "started_at" in frame else frame
-
-
-def _metrics(job: ReportJob, bundle: Bundle) -> pd.DataFrame | None:
-    frame = _rows(job, bundle, "metrics")
-    if frame is None:
-        return None
-    newest = frame.groupby(["dataset", "split"])["measured_at"].transform("max")
-    return frame[frame["measured_at"] == newest].rename(columns={"class": "class_name"})
-
-
-def _history(job: ReportJob, bundle: Bundle) -> pd.DataFrame | None:
-    place = storage.join(job.output, "training", bundle.name, "metrics.jsonl")
-    if not storage.exists(place):
-        return None
-    lines = storage.read_bytes(place).decode().splitlines()
-    return pd.DataFrame([json.loads(line) for line in lines if line.strip()])
-
-
-def _failures(job: ReportJob, bundle: Bundle) -> pd.Series[int] | None:
-    if _rows(job, bundle, "runs") is None:
-        return None
-    frame = _rows(job, bundle, "failures")
-    return frame["error_code"].value_counts() if frame is not None else pd.Series(dtype=int)
-
-
-def _details(job: ReportJob, bundle: Bundle) -> pd.DataFrame | None:
-    """Truth and prediction of the evaluated images: the test split where there is one."""
-    folder = storage.join(job.output, "evaluations", bundle.model_id)
-    if not storage.exists(folder):
-        return None
-    found = sorted(item.uri for item in listing.list_objects(folder) if item.path.endswith(".parquet"))
-    if not found:
-        return None
-    place = next((uri for uri in found if uri.endswith("-test.parquet")), found[0])
-    frame: pd.DataFrame = pq.read_table(io.BytesIO(storage.read_bytes(place))).to_pandas()
-    return frame
-
-
-def _truth(bundle: Bundle, details: pd.DataFrame) -> tuple[Any, Any, Any]:
-    probabilities = details[tables.probability_columns(bundle.classes)].to_numpy(np.float64)
-    if bundle.multi_label:
-        truth = np.stack([details.get(f"t_{n}", pd.Series(np.nan, details.index)) for n in bundle.classes], axis=1)
-        return truth.astype(float), None, probabilities
-    index = {name: place for place, name in enumerate(bundle.classes)}
-    labels = details["true_label"].map(index).fillna(-1).to_numpy(np.int64)
-    return labels, details["predicted_label"].map(index).to_numpy(np.int64), probabilities
-
-
-def _examples(job: ReportJob, bundle: Bundle, details: pd.DataFrame | None) -> list[Example]:
-    """Single-frame images spread over the Dice range, worst and best among them, so that nothing flatters."""
-    if details is None or job.examples == 0 or details["uri"].str.startswith(HASHED).all():
-        return []  # images of pseudonyms can't be read
-    single = details[details["frames"] == 1].sort_values(["dice", "image_id"])
-    places = np.unique(np.linspace(0, len(single) - 1, min(job.examples, len(single))).round().astype(int))
-    shown = [_example(bundle, row) for row in single.iloc[places].itertuples()]
-    return [example for example in shown if example is not None]
-
-
-def _example(bundle: Bundle, row: Any) -> Example | None:
-    limits = DecodeConfig()
-    shape = (int(row.height), int(row.width))
-    try:
-        ready = prepare(decode(storage.read_bytes(row.uri, max_bytes=limits.max_bytes), limits), bundle.preprocess)
-    except DecodeError:
-        return None
-    box = tuple(int(v) for v in row.mask_box) if row.mask_box is not None else None
-    predicted = ready.transform.mask_to_model(decode_mask(row.mask, box, shape)).astype(bool)
-    true = None
-    if isinstance(row.mask_uri, str):
-        pixels = decode(storage.read_bytes(row.mask_uri, max_bytes=limits.max_bytes), limits).pixels[0]
-        true = ready.transform.mask_to_model(pixels != 0).astype(bool)
-    dice = f", Dice {row.dice:.2f}" if row.dice == row.dice else ""
-    said = f"true {row.true_label}, predicted {row.predicted_label}" if bundle.classes else "mask only"
-    return Example(
-        image=np.ascontiguousarray(ready.pixels[0, 0]),
-        predicted=predicted if bundle.architecture.segmentation else None,
-        true=true,
-        caption=f"{said}{dice}",
-    )

@@ -98,17 +98,28 @@ def headline(metrics: pd.DataFrame) -> tuple[str, list[Tile]]:
     Args:
         metrics: rows with `METRIC_COLUMNS`, at least one.
     """
-    whole = metrics[metrics["subgroup"] == "all"]
-    rows = whole if len(whole) else metrics
-    tested = rows[rows["split"] == "test"]
-    first = (tested if len(tested) else rows).iloc[0]
-    same = (rows["dataset"] == first["dataset"]) & (rows["split"] == first["split"])
-    group = rows[same & (rows["subgroup"] == first["subgroup"])]
+    group = one_split(metrics)
+    first = group.iloc[0]
     by_key = {(row["class_name"], row["metric"]): row for _, row in group.iterrows()}
     tiles = [_tile(by_key[key]) for key in _HEADLINES if key in by_key][:_MOST_TILES]
     if ("all", "dice") in by_key and len(tiles) == _MOST_TILES:
         tiles[-1] = _tile(by_key["all", "dice"])
     return _group_title(first), tiles
+
+
+def one_split(metrics: pd.DataFrame, *, whole: bool = True) -> pd.DataFrame:
+    """Rows of the first test split, or of the first split where there is none.
+
+    Args:
+        whole: only those over the whole split, where it has any; else those of its subgroups too.
+    """
+    over_all = metrics[metrics["subgroup"] == "all"]
+    rows = over_all if len(over_all) else metrics
+    tested = rows[rows["split"] == "test"]
+    first = (tested if len(tested) else rows).iloc[0]
+    wanted = rows[rows["subgroup"] == first["subgroup"]] if whole else metrics
+    found: pd.DataFrame = wanted[(wanted["dataset"] == first["dataset"]) & (wanted["split"] == first["split"])]
+    return found
 
 
 def metric_tables(metrics: pd.DataFrame) -> list[MetricTable]:
@@ -133,6 +144,11 @@ def metric_tables(metrics: pd.DataFrame) -> list[MetricTable]:
     return tables
 
 
+def metric_name(metric: str) -> str:
+    """A metric's name for people."""
+    return NAMES.get(metric, metric.replace("surface_dice_", "Surface Dice at ").replace("_", " "))
+
+
 def number(value: object, digits: int = 3) -> str:
     """A number for the page: a dash where it is missing, thousands apart."""
     if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
@@ -147,7 +163,7 @@ def _tile(row: pd.Series) -> Tile:
         name=NAMES.get(row["metric"], row["metric"]) + over,
         value=_value(row),
         interval=_interval(row),
-        basis=f"{number(row['n_images'], 0)} images of {number(row['n_patients'], 0)} patients",
+        basis=f"{'' if _interval(row) else 'no interval, '}{number(row['n_images'], 0)} images of {number(row['n_patients'], 0)} patients",
     )
 
 
@@ -163,7 +179,7 @@ def _table(rows: pd.DataFrame, part: str) -> MetricTable:
         values = tuple(("", "") if row is None else (_value(row), _interval(row)) for row in found)
         images, patients = (max(int(row[key]) for row in present) for key in ("n_images", "n_patients"))
         lines.append((_OVER_ALL.get(name, name), f"{images:,}", f"{patients:,}", values))
-    heads = tuple(NAMES.get(metric, metric.replace("surface_dice_", "Surface Dice at ")) for metric in metrics)
+    heads = tuple(metric_name(metric) for metric in metrics)
     return MetricTable(f"{_group_title(rows.iloc[0])}: {part}", heads, tuple(lines))
 
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from medvision_ray.bundle import Bundle
 from medvision_ray.native import LARGEST_REUSED_BYTES
 from medvision_ray.precision import exact_float32, runs_in_bf16
-from medvision_ray.scoring.folding import fold_batch_norms
+from medvision_ray.scoring.explain import grad_cam
+from medvision_ray.scoring.voting import inference_model
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Predictor:
         self.bf16 = runs_in_bf16(precision, self.device.type)
         probe = torch.zeros(1, bundle.preprocess.channels, *bundle.preprocess.size, dtype=torch.uint8)
         probe[..., ::2] = 255
-        ready = fold_batch_norms(bundle.build_model().eval(), probe)
+        ready = inference_model(bundle, probe)
         self._model = ready.network.to(self.device).to(memory_format=torch.channels_last)
         self.part_frames: int | None = None
         if self.device.type == "cpu":
@@ -71,6 +72,20 @@ class Predictor:
             pixels: prepared inputs, shape `(N, C, H, W)`, 0 to 255.
         """
         return next(self.stream([pixels]))[0]
+
+    def explain(
+        self, pixels: NDArray[np.uint8], classes: int | NDArray[np.integer] | None = None
+    ) -> NDArray[np.float32]:
+        """Where in each input the evidence for a class lies: `explain.grad_cam` of this model.
+
+        Args:
+            pixels: prepared inputs, shape `(N, C, H, W)`, 0 to 255.
+            classes: index of the class, one for all or one an input; None takes each input's likeliest.
+
+        Returns:
+            Shape `(N, H, W)` in [0, 1], see `explain.grad_cam`.
+        """
+        return grad_cam(self._model, pixels, classes)
 
     def stream(self, batches: Iterable[NDArray[np.uint8]]) -> Iterator[tuple[Prediction, float]]:
         """Predictions of successive batches in order, each with the seconds that it took.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import uuid
 from dataclasses import dataclass
 from datetime import date, datetime, timezone
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from medvision_ray import storage, tables
 from medvision_ray.bundle import Bundle
+from medvision_ray.imaging.intensity import input_statistics
 from medvision_ray.scoring.masks import EMPTY, EncodedMask, encode_mask
 
 if TYPE_CHECKING:
@@ -98,10 +100,16 @@ def scored_row(
     if each:
         probabilities = np.stack(each).mean(axis=0, dtype=np.float64).astype(np.float32)
     label, probability = decide(bundle, probabilities)
+    calibrated = _calibrated(bundle, each) if len(frames) > 1 else []
     key_frame = max(range(len(frames)), key=lambda i: frames[i].mask.pixels if frames[i].mask else 0)  # type: ignore[union-attr]
     rows, columns = ready.transform.source_shape
     nested = (
-        [_frame_row(bundle, ready, i, frame, save_masks) for i, frame in enumerate(frames)] if len(frames) > 1 else []
+        [
+            {**_frame_row(bundle, ready, i, frame, save_masks), "calibrated": calibrated[i] if calibrated else None}
+            for i, frame in enumerate(frames)
+        ]
+        if len(frames) > 1
+        else []
     )
     row = {
         "status": SCORED,
@@ -125,9 +133,12 @@ def scored_row(
         "preprocess_id": preprocess_id,
         "scored_at": datetime.now(timezone.utc),
         **_header_columns(ready),
+        **input_statistics(ready.pixels),
     }
     if probabilities is not None:
         row.update(zip(tables.probability_columns(bundle.classes), probabilities.tolist(), strict=True))
+        for values in _calibrated(bundle, [probabilities]):
+            row.update(zip(tables.calibrated_columns(bundle.classes), values, strict=True))
     return row
 
 
@@ -172,6 +183,14 @@ def _mask_columns(ready: PreparedObject, mask: EncodedMask | None, save: bool) -
 def _header_columns(ready: PreparedObject) -> dict[str, Any]:
     day = ready.header.study_date
     return {**vars(ready.header), "study_date": date.fromisoformat(day) if day else None}
+
+
+def _calibrated(bundle: Bundle, raw: list[NDArray[np.float32]]) -> list[list[float | None]]:
+    """Calibrated probabilities of each of `raw`, None for a class without; nothing where the bundle has no calibration."""
+    if bundle.calibration is None or not raw:
+        return []
+    values = bundle.calibration.apply(np.stack(raw)).astype(np.float32).tolist()
+    return [[None if math.isnan(value) else value for value in row] for row in values]
 
 
 def _frame_row(bundle: Bundle, ready: PreparedObject, index: int, frame: FrameResult, save: bool) -> dict[str, Any]:

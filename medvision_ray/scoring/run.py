@@ -24,12 +24,13 @@ from medvision_ray.archive.ids import is_in
 from medvision_ray.archive.inventory import Inventory, freeze, list_archive, only_new, read_frozen
 from medvision_ray.bundle import Bundle, load_bundle
 from medvision_ray.cluster import ray_session
-from medvision_ray.config import EvaluateJob, ScoreJob
+from medvision_ray.config import DriftConfig, EvaluateJob, ScoreJob
 from medvision_ray.errors import CredentialsError, MedVisionError, StorageError, UsageError
 from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
 from medvision_ray.logs import Reporter
 from medvision_ray.privacy import Pseudonymiser, address_pseudonymiser, load_pseudonymiser
 from medvision_ray.scoring.attempts import forgive_attempts, unfinished_blocks
+from medvision_ray.scoring.drift import judge_drift, read_drift
 from medvision_ray.scoring.lease import lease
 from medvision_ray.scoring.pipeline import CommittedRows, cut_blocks, plan, score_pass
 from medvision_ray.scoring.progress import ProgressLine
@@ -53,6 +54,7 @@ class RunPlan:
         job: output, bundle, scoring, limits, budget, pseudonyms and Ray are taken from it.
         run_key: names the run; None derives it.
         max_hours: stop beginning objects after this time; None is no limit.
+        drift: hold the run against the training's images; None does not.
     """
 
     name: str
@@ -60,6 +62,7 @@ class RunPlan:
     job: ScoreJob | EvaluateJob
     run_key: str | None = None
     max_hours: float | None = None
+    drift: DriftConfig | None = None
 
 
 def score(job: ScoreJob, say: Reporter) -> RunSummary:
@@ -71,7 +74,7 @@ def score(job: ScoreJob, say: Reporter) -> RunSummary:
         MedVisionError: the run cannot go on; nothing of it is visible in the tables before it is whole.
     """
     _check_codes(job)
-    run = RunPlan("score", storage.absolute(job.archive.uri), job, job.run_key, job.max_hours)
+    run = RunPlan("score", storage.absolute(job.archive.uri), job, job.run_key, job.max_hours, job.drift)
     return execute(run, lambda bundle: _new_objects(job, bundle), say)
 
 
@@ -123,6 +126,8 @@ def execute(run: RunPlan, inventory_of: Callable[[Bundle], Inventory], say: Repo
         if finished is not None:
             storage.delete_tree(folder)
             say(f"Run {run_key} is published already; nothing to do.")
+            if run.drift is not None:
+                finished = replace(finished, drift=read_drift(run.job.output, run_key, run.drift))
             return replace(finished, over_budget=over_budget(run.job.budget, finished))
         started = time.monotonic()
         inventory, identity = _freeze(run, bundle, folder, inventory_of, pseudonymiser)
@@ -177,6 +182,9 @@ def _publish(
         summary = publish_rows(
             output, identity, bundle.classes, settings.run_folder, inventory, may_miss=settings.past_deadline
         )
+        if run.drift is not None:
+            fields = tuple(run.job.privacy.header_fields)
+            summary = replace(summary, drift=judge_drift(output, bundle, identity, run.drift, fields))
         seconds["publish"] = time.monotonic() - started
         summary = replace(summary, seconds={k: round(v, 3) for k, v in seconds.items()}, images_per_second=rate)
         publish_run(output, identity, summary, run.job.model_dump(mode="json", exclude={"on_finish", "logging"}))

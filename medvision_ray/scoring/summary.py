@@ -15,6 +15,7 @@ import pyarrow.dataset as pads
 import medvision_ray
 from medvision_ray import tables
 from medvision_ray.config import FailureBudget
+from medvision_ray.fingerprint import Drift
 
 COMPLETE, DEADLINE = "complete", "deadline"
 _EXAMPLES = 3
@@ -62,7 +63,8 @@ class RunSummary:
         stage_seconds: read, decode, preprocess, predict: sums over objects, in the threads that did the work.
         images_per_second: of the scoring pass alone.
         peak_memory_bytes: of the largest actor.
-        over_budget: codes, or `all`, whose share of failures is over the budget.
+        over_budget: codes, or `all`, whose share of failures is over the budget; `drift` where a PSI is.
+        drift: the run's images against those of the training; None where nobody asked (evaluations).
     """
 
     run_key: str
@@ -84,6 +86,7 @@ class RunSummary:
     peak_memory_bytes: int = 0
     images_per_second: float | None = None
     over_budget: tuple[str, ...] = ()
+    drift: Drift | None = None
 
     @property
     def failures_by_code(self) -> dict[str, int]:
@@ -95,13 +98,17 @@ class RunSummary:
         reasons = ", ".join(f"{count} {code}" for code, count in self.failures_by_code.items())
         rate = f", {self.images_per_second:.1f} images/s" if self.images_per_second else ""
         left = f", {self.not_scored} left for the next run" if self.not_scored else ""
+        shifted = ", SHIFTED from the training images" if self.drift and self.drift.shifted else ""
         return (
             f"Run {self.run_key}: {self.listed} listed, {self.already_done} already done, {self.scored} scored, "
-            f"{self.failed} failed{f' ({reasons})' if reasons else ''}{left}{rate}."
+            f"{self.failed} failed{f' ({reasons})' if reasons else ''}{left}{rate}{shifted}."
         )
 
     def details(self) -> list[str]:
-        """Lines on the most frequent failures, with examples to look up in the failures table."""
+        """Lines on the most frequent failures, with examples to look up in the failures table, and on drift."""
+        return [*self._failure_lines(), *([self.drift.line()] if self.drift else [])]
+
+    def _failure_lines(self) -> list[str]:
         return [
             f"{reason.count} {reason.error_code}, such as image_id {', '.join(map(str, reason.examples))}"
             for reason in self.reasons[:5]
@@ -109,11 +116,13 @@ class RunSummary:
 
 
 def over_budget(budget: FailureBudget, summary: RunSummary) -> tuple[str, ...]:
-    """Which budgets a run is over: `all`, or error codes."""
+    """Which budgets a run is over: `all`, error codes, `drift`."""
     total = summary.scored + summary.failed
     over = ["all"] if summary.failed > budget.max_failure_fraction * total else []
     counts = summary.failures_by_code
-    return tuple([*over, *(code for code, share in budget.by_code.items() if counts.get(code, 0) > share * total)])
+    drifted = ["drift"] if summary.drift and summary.drift.over_budget else []
+    codes = [code for code, share in budget.by_code.items() if counts.get(code, 0) > share * total]
+    return tuple([*over, *codes, *drifted])
 
 
 def reasons_of(codes: pa.ChunkedArray, ids: pa.ChunkedArray) -> tuple[Reason, ...]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from medvision_ray import storage
 from medvision_ray.errors import MedVisionError, StorageError
 from medvision_ray.retry import retrying
-from medvision_ray.tables.schema import PARTITIONS, PROBABILITY, known_schema
+from medvision_ray.tables.schema import PARTITIONS, PROBABILITY, PROBABILITY_PREFIXES, known_schema
 
 TARGET_FILE_BYTES = 128 << 20
 _ATTEMPTS = 8
@@ -249,13 +249,14 @@ def dataset(output: str, name: str, columns: Sequence[str] = ()) -> pads.Dataset
     """A table's newest version to scan, or None where there is no table yet.
 
     Columns that this version knows and the table lacks are null; so are classes of `columns`
-    (`p_<class>`) that no model of the table has.
+    (`p_<class>`, `c_<class>`) that no model of the table has.
     """
     table = open_table(output, name)
     if table is None:
         return None
     schema = pa.schema(table.schema())
-    wanted = [*known_schema(name), *[pa.field(column, PROBABILITY) for column in columns if column.startswith("p_")]]
+    of_classes = [column for column in columns if column.startswith(PROBABILITY_PREFIXES)]
+    wanted = [*known_schema(name), *[pa.field(column, PROBABILITY) for column in of_classes]]
     absent = {field.name: field for field in wanted if field.name not in schema.names}
     whole = pa.schema([*schema, *absent.values()])
     if table.protocol().min_reader_version > 1:  # deleted rows or renamed columns of another writer

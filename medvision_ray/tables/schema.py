@@ -12,6 +12,8 @@ from medvision_ray.errors import LabelError
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 PROBABILITY = pa.float32()
+PROBABILITY_PREFIXES = ("p_", "c_")
+"""Of the columns that hold a class's raw and calibrated probabilities."""
 _STAGES = ("list", "read", "decode", "preprocess", "predict", "write")
 
 _RUN_COLUMNS = [
@@ -36,6 +38,8 @@ HEADER_COLUMNS = [
     pa.field("may_contain_text", pa.bool_()),
 ]
 """Of the header, what the site's `privacy` lets in; null where it does not, or the header says nothing usable."""
+INPUT_STATISTICS = [pa.field(f"input_{name}", pa.float64()) for name in ("mean", "sd", "p05", "p50", "p95")]
+"""Brightness of the prepared input (`imaging.intensity`), by which drift is told."""
 FRAME = pa.struct(
     [
         pa.field("frame", pa.int32()),
@@ -43,6 +47,8 @@ FRAME = pa.struct(
         pa.field("predicted_probability", pa.float32()),
         pa.field("probabilities", pa.list_(pa.float32())),
         *_MASK_COLUMNS,
+        # From here on: null in rows of earlier versions.
+        pa.field("calibrated", pa.list_(pa.float32())),
     ]
 )
 
@@ -107,7 +113,9 @@ PARTITIONS = {"predictions": ["model_id", "run_date"], "failures": [], "metrics"
 LATER = {
     "metrics": frozenset({"subgroup_value"}),
     "runs": frozenset(RUNS.names[RUNS.get_field_index("state") :]),
-    "predictions": frozenset(("spacing_source", *(column.name for column in HEADER_COLUMNS))),
+    "predictions": frozenset(
+        ("spacing_source", *(column.name for column in HEADER_COLUMNS), *(column.name for column in INPUT_STATISTICS))
+    ),
 }
 """Columns that the first version did not write: a table may lack them until the next commit adds them."""
 
@@ -131,12 +139,21 @@ def probability_columns(classes: Sequence[str]) -> list[str]:
     return columns
 
 
+def calibrated_columns(classes: Sequence[str]) -> list[str]:
+    """`c_<class>`, one column a class, in order; null where the bundle has no calibration of the class.
+
+    Raises:
+        LabelError: two classes share a column.
+    """
+    return ["c_" + column.removeprefix("p_") for column in probability_columns(classes)]
+
+
 def predictions_schema(classes: Sequence[str]) -> pa.Schema:
     """Columns of the predictions table for a model of these classes.
 
     `mask_box` is `[top, left, bottom, right)` in source pixels, `mask` the packed bits of that box
     (`scoring.masks`). Row-level mask columns belong to `key_frame`, the frame with the largest mask;
-    row-level probabilities are means over frames.
+    row-level raw probabilities, `p_<class>`, are means over frames, and calibrated ones, `c_<class>`, are made from them.
     """
     return pa.schema(
         [
@@ -161,12 +178,14 @@ def predictions_schema(classes: Sequence[str]) -> pa.Schema:
             # From here on: null in rows of earlier versions (LATER).
             pa.field("spacing_source", pa.string()),
             *HEADER_COLUMNS,
+            *[pa.field(column, PROBABILITY) for column in calibrated_columns(classes)],
+            *INPUT_STATISTICS,
         ]
     )
 
 
 def known_schema(name: str) -> pa.Schema:
-    """Columns that this version writes to a table whatever the model; for predictions, without `p_<class>`."""
+    """Columns that this version writes to a table whatever the model; for predictions, without `p_<class>` and `c_<class>`."""
     if name == "predictions":
         return predictions_schema(())
     return {"failures": FAILURES, "metrics": METRICS, "runs": RUNS}[name]

@@ -52,15 +52,17 @@ def test_the_wheel_runs_away_from_the_sources(wheel: Path, tmp_path: Path) -> No
     target = tmp_path / "installed"
     command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", "--target", str(target)]
     subprocess.run([*command, str(wheel)], check=True, capture_output=True, timeout=240)
+    data = [str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*") if path.is_file() and path.suffix == ".j2"]
+    assert data
     code = (
-        "import importlib.resources as r, json, medvision_ray, medvision_ray.reporting as p; "
-        "print(json.dumps([medvision_ray.__file__, (r.files(p) / 'report.html.j2').is_file()]))"
+        "import importlib.resources as r, json, medvision_ray as m; "
+        f"print(json.dumps([m.__file__, [(r.files(m) / name).is_file() for name in {data!r}]]))"
     )
     environment = {"PYTHONPATH": str(target), "PATH": "/usr/bin:/bin"}
     run = {"capture_output": True, "text": True, "cwd": tmp_path, "env": environment, "timeout": 120}
-    place, template = json.loads(subprocess.run([sys.executable, "-c", code], check=True, **run).stdout)  # type: ignore[call-overload]
+    place, there = json.loads(subprocess.run([sys.executable, "-c", code], check=True, **run).stdout)  # type: ignore[call-overload]
     assert place.startswith(str(target))
-    assert template
+    assert all(there)
     script = [str(target / "bin/medvision"), "config", "show", "score"]
     shown = subprocess.run([sys.executable, *script], check=True, **run)  # type: ignore[call-overload]
     assert "max_failure_fraction" in shown.stdout

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import sklearn.metrics as reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from medvision_ray.calibration import PlattScaling, TemperatureScaling
 from medvision_ray.evaluation.calibration_error import expected_calibration_error
 from medvision_ray.evaluation.classification import (
     OneVsRest,
@@ -312,6 +315,35 @@ def test_calibration_error_agrees_with_torchmetrics() -> None:
             torch.tensor(scores[known, k]), torch.tensor(targets[known, k]).long(), n_bins=15
         )
         assert ours[name, "ece"] == pytest.approx(float(theirs), abs=1e-6)
+
+
+@pytest.mark.parametrize("samples", [single(), multi()], ids=["single", "multi"])
+def test_calibrated_metrics_are_those_of_a_model_with_these_probabilities(samples: EvaluationSamples) -> None:
+    scaling = PlattScaling(((2.0, 0.5),) * 3) if samples.multi_label else TemperatureScaling(0.6)
+    calibrated = scaling.apply(samples.probabilities)
+    view = view_of(replace(samples, calibrated=calibrated))
+    other = replace(view, scores=view.calibrated, calibrated=None)  # the same decisions
+    expected = plain_metrics(other) | calibration_errors(other)
+    ours = plain_metrics(view) | calibration_errors(view)
+    rules = [key for key in ours if key[1].endswith("_calibrated")]
+    assert len(rules) == (12 if samples.multi_label else 3)
+    for class_name, metric in rules:
+        assert ours[class_name, metric] == pytest.approx(expected[class_name, metric.removesuffix("_calibrated")])
+    weighted = weighted_metrics(view)(np.ones((1, view.patients.size)))
+    for key in set(rules) & set(weighted):
+        assert weighted[key][0] == pytest.approx(ours[key], abs=1e-12)
+
+
+def test_a_finding_without_calibration_has_no_calibrated_metric_and_no_macro() -> None:
+    samples = multi()
+    calibrated = PlattScaling((None, (1.0, 0.0), (1.0, 0.0))).apply(samples.probabilities)
+    view = view_of(replace(samples, calibrated=calibrated))
+    ours = plain_metrics(view) | calibration_errors(view)
+    first, second = view.classes[:2]
+    for metric in ("brier", "ece", "log_loss"):
+        assert math.isnan(ours[first, f"{metric}_calibrated"])
+        assert math.isnan(ours["macro", f"{metric}_calibrated"])
+        assert ours[second, f"{metric}_calibrated"] == pytest.approx(ours[second, metric], rel=1e-5)
 
 
 def test_a_certain_model_falls_into_the_last_bin() -> None:

@@ -8,12 +8,14 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
 from medvision_ray import tables
 from medvision_ray.archive.inventory import list_uris
 from medvision_ray.bundle import Bundle
+from medvision_ray.calibration import TemperatureScaling
 from medvision_ray.config import CompareJob, EvaluateJob, ModelConfig, PreprocessConfig, build_job
 from medvision_ray.errors import LabelError, MedVisionError
 from medvision_ray.evaluation.compare import compare
@@ -23,6 +25,7 @@ from medvision_ray.scoring.summary import RunSummary
 
 CLASSES = ("glioma", "meningioma")
 SIDE = 32
+SHARPER = TemperatureScaling(0.5)
 
 
 def bundle_of(name: str) -> Bundle:
@@ -38,6 +41,7 @@ def bundle_of(name: str) -> Bundle:
         batch_norm_eps=None,
         weights_sha256="0" * 64,
         content_hash=name * 12,
+        calibration=SHARPER if name == "k" else None,
     )
 
 
@@ -75,12 +79,14 @@ class Site:
                 drawn = np.roll(self.truth[number], 1, axis=0)
             mask, share = encode_mask(drawn), float(generator.uniform(0.5, 1))
             probabilities = (share, 1 - share) if label == 0 else (1 - share, share)
+            calibrated = SHARPER.apply(np.array([probabilities], np.float32))[0] if name == "k" else (None, None)
             rows.append(
                 {
                     "run_key": name, "model_id": bundle_of(name).model_id, "image_id": ids[number],
                     "uri": self.uris[number], "modality": "MR", "height": SIDE, "width": SIDE, "frames": 1,
                     "spacing_mm": [0.5, 0.5], "spacing_source": "pixel_spacing" if number % 3 else "imager",
                     "predicted_label": CLASSES[label], "p_glioma": probabilities[0], "p_meningioma": probabilities[1],
+                    "c_glioma": calibrated[0], "c_meningioma": calibrated[1],
                     "key_frame": 0, "mask_box": list(mask.box) if mask.box else None, "mask": mask.data,
                     "patient_sex": "F" if number % 8 < 4 else "M",
                 }
@@ -147,6 +153,22 @@ def test_groups_stand_beside_the_whole_in_the_metrics_table(site: Site) -> None:
     assert (women[0]["n_images"], women[0]["n_patients"]) == (24, 12)
     assert found.value("accuracy") == next(row["value"] for row in whole if row["metric"] == "accuracy")
     assert not [row for row in rows if "P1" in str(row.values())]
+
+
+def test_calibrated_probabilities_are_measured_beside_the_raw_ones(site: Site) -> None:
+    site.commit("k", right=0.9)
+    found = run(site.job(bundle="k"))
+    rows = tables.read(site.output, "predictions", ["image_id", "model_id", "p_glioma", "c_glioma"]).to_pandas()
+    rows = rows[rows["model_id"] == bundle_of("k").model_id].set_index("image_id")
+    truth = pd.Series(site.labels == 0, index=list_uris(site.uris).objects["image_id"].to_pylist())
+    for suffix, column in (("", "p_glioma"), ("_calibrated", "c_glioma")):
+        raw = rows[column].astype(float)
+        assert found.value(f"brier{suffix}") == pytest.approx(2 * ((raw - truth.reindex(raw.index)) ** 2).mean())
+        assert found.value(f"ece{suffix}") is not None
+    assert found.value("brier_calibrated") != found.value("brier")
+    assert "ece_calibrated" not in {row.metric for row in run(site.job()).metrics}
+    intervals = [row for row in found.metrics if row.metric == "brier_calibrated" and row.subgroup == "all"]
+    assert intervals[0].ci_low < intervals[0].value < intervals[0].ci_high
 
 
 def test_the_same_evaluation_is_written_once_and_other_settings_are_another(site: Site) -> None:

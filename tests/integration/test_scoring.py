@@ -19,11 +19,12 @@ import pytest
 
 from medvision_ray import storage, tables
 from medvision_ray.archive.inventory import list_archive
-from medvision_ray.bundle import Bundle
+from medvision_ray.bundle import Bundle, save_bundle
 from medvision_ray.cluster import ray_session
 from medvision_ray.config import ArchiveConfig, DecodeConfig, RayConfig, ScoreJob, build_job
 from medvision_ray.demo.archive import PhantomArchive
 from medvision_ray.errors import StorageError, UsageError
+from medvision_ray.fingerprint import Fingerprint, reference_of_numbers
 from medvision_ray.imaging.preprocess import prepare
 from medvision_ray.imaging.volume import decode_series
 from medvision_ray.listing import list_objects
@@ -108,6 +109,35 @@ def test_two_nights_give_one_row_an_object(bundle: Bundle, phantom: PhantomArchi
     assert runs is not None
     assert runs.num_rows == 3
     assert not storage.exists(storage.join(output, "runs", one.run_key))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_shifted_night_is_flagged_and_ends_over_its_budget(
+    bundle: Bundle, phantom: PhantomArchive, tmp_path: Path
+) -> None:
+    reference = reference_of_numbers([1.0, 2.0] * 100, [str(i) for i in range(200)], "train")
+    assert reference is not None
+    features = {"input_mean": reference}
+    marked = save_bundle(
+        str(tmp_path / "marked"),
+        **{name: getattr(bundle, name) for name in ("name", "architecture", "preprocess", "classes", "multi_label")},
+        **{name: getattr(bundle, name) for name in ("thresholds", "mask_threshold", "trained", "metrics")},
+        train_digest=(),
+        model=bundle.build_model(),
+        fingerprint=Fingerprint(features),
+    )
+    drift = {"min_images": 5, "max_psi": 1.0}
+    job = _job(phantom.night_2, marked, str(tmp_path / "output"), run_key="night", drift=drift)
+    first, again = _run(job), _run(job)
+    for summary in (first, again):
+        assert summary.drift is not None
+        assert summary.drift.shifted == ("input_mean",)
+        assert summary.over_budget == ("drift",)
+        assert "SHIFTED" in summary.sentence()
+        assert any("input_mean (PSI" in line for line in summary.details())
+    rows = tables.read(str(tmp_path / "output"), "metrics")
+    assert rows is not None
+    assert sorted(rows["metric"].to_pylist()) == ["drift_ks", "drift_psi", "drift_shifted"]
 
 
 @pytest.mark.usefixtures("cluster")

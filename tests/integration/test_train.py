@@ -130,6 +130,27 @@ def test_bundle_remembers_exactly_the_images_it_was_trained_on(trained: tuple[Tr
 
 
 @pytest.mark.integration
+def test_bundle_has_the_fingerprint_of_its_training(trained: tuple[TrainJob, TrainResult, Any]) -> None:
+    job, result, _ = trained
+    table = load_labels(job.labels)
+    fingerprint = load_bundle(result.bundle.uri).fingerprint
+    assert fingerprint is not None
+    features = fingerprint.features
+    scores = {"p_cavity", "p_consolidation", "p_nodule", "mask_fraction"}
+    assert {"input_mean", "height", "row_spacing_mm", "modality", "manufacturer", *scores} <= set(features)
+    train, val = table.select("train"), table.select("val")
+    assert (features["input_mean"].images, features["input_mean"].patients) == (len(train), len(set(train.patients)))
+    assert {features[name].split for name in scores} == {"val"}
+    assert 0 < features["p_nodule"].images <= len(val)
+    written = Path(f"{result.bundle.uri}/fingerprint.json").read_text()
+    assert not [name for name in (*table.patients, *table.uris) if name in written]
+    leakage = result.summary["leakage"]
+    assert leakage["near_duplicates"]["compared"] == len(table)
+    assert result.bundle.trained["leakage"] == leakage
+    assert result.summary["shortcuts"]["sentence"]
+
+
+@pytest.mark.integration
 def test_same_job_again_is_done_at_once(trained: tuple[TrainJob, TrainResult, Any]) -> None:
     job, result, _ = trained
     started = time.monotonic()

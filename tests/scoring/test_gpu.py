@@ -160,3 +160,10 @@ def test_an_epoch_trains_on_a_gpu(phantom: PhantomArchive, tmp_path: Path) -> No
     assert losses[1] < losses[0]
     assert time.monotonic() - started < 120
     Predictor(result.bundle, "float32", "cpu")  # what a GPU trained, a CPU can load
+
+
+def test_a_gpu_explains_what_a_cpu_explains(bundle: Bundle) -> None:
+    frames = _frames(11)
+    expected = Predictor(bundle, "float32", "cpu").explain(frames, 1)
+    found = Predictor(bundle, "bf16", "cuda").explain(frames, 1)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)

@@ -72,7 +72,7 @@ def test_details_of_an_evaluation_hold_pseudonyms(bundle: Bundle, tmp_path: Path
         "mask_box",
         "mask",
     ]
-    names += ["p_cavity", "p_consolidation", "p_nodule"]
+    names += [f"{kind}_{name}" for name in ("cavity", "consolidation", "nodule") for kind in ("p", "c")]
     rows = pd.DataFrame(
         [dict.fromkeys(names) | {"uri": "/a/DOE.png", "mask_uri": mask} for mask in ("/m/DOE.png", None)]
     )

@@ -1,0 +1,135 @@
+"""The model card: facts of training and evaluations, the owner's parts kept, no identifier, the model unchanged."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from medvision_ray import tables
+from medvision_ray.bundle import Bundle, load_bundle, save_bundle
+from medvision_ray.cli import main
+from medvision_ray.errors import BundleError
+from medvision_ray.fingerprint import Fingerprint, reference_of_categories
+from medvision_ray.model_card import TO_FILL_IN
+from medvision_ray.reporting.card import refresh_card
+
+NOW = datetime(2026, 11, 26, tzinfo=timezone.utc)
+TRAINED: dict[str, Any] = {
+    "epochs": 3,
+    "labels": {
+        split: {
+            "images": 10 * n,
+            "patients": n,
+            "classes": {"cavity": n, "consolidation": 2 * n, "nodule": 3 * n},
+            "with_mask": 1,
+            "unlabelled": 4,
+        }
+        for n, split in ((7, "train"), (2, "val"), (1, "test"))
+    },
+    "leakage": {
+        "exact_copies_within_a_split": {"train": 2, "val": 1, "test": 0},
+        "near_duplicates": {"pairs": 2, "compared": 100, "images": {"train": 2, "val": 0, "test": 2}, "examples": []},
+    },
+    "shortcuts": {
+        "sentence": "SHORTCUT: the scanner tells `nodule`.",
+        "classes": {"device": {"nodule": {"auroc": 0.91, "ci_low": 0.85, "ci_high": 0.95}}},
+    },
+}
+
+
+@pytest.fixture
+def written(bundle: Bundle, tmp_path: Path) -> Bundle:
+    sexes = reference_of_categories(["F"] * 30 + ["M"] * 60 + ["O"] * 4 + [None] * 6, ["p"] * 100, "train")
+    assert sexes is not None
+    return save_bundle(
+        str(tmp_path / "bundle"),
+        **{name: getattr(bundle, name) for name in ("name", "architecture", "preprocess", "classes", "multi_label")},
+        **{name: getattr(bundle, name) for name in ("thresholds", "mask_threshold")},
+        trained=TRAINED,
+        metrics={"val_f1": 0.8},
+        train_digest=["0" * 16] * 70,
+        model=bundle.build_model(),
+        fingerprint=Fingerprint({"patient_sex": sexes}),
+    )
+
+
+def _commit(output: Path, model_id: str, key: str, when: datetime, *rows: tuple[Any, ...]) -> None:
+    names = ("split", "subgroup", "subgroup_value", "class", "metric", "value", "ci_low", "ci_high")
+    same = {"run_key": key, "model_id": model_id, "dataset": "chest", "n_images": 80, "n_patients": 20}
+    listed = [{**same, "measured_at": when, **dict(zip(names, row, strict=True))} for row in rows]
+    table = pa.Table.from_pylist(listed, schema=tables.METRICS)
+    tables.commit(str(output), "metrics", tables.METRICS, table.to_batches(), key)
+
+
+def card_of(bundle: Bundle) -> str:
+    return Path(bundle.uri, "MODEL_CARD.md").read_text()
+
+
+def test_a_training_writes_its_facts_and_marks_what_is_the_owners(written: Bundle) -> None:
+    card = card_of(written)
+    assert card.count(TO_FILL_IN) == 2
+    assert "| train | 70 | 7 | 7 | 14 | 21 | 1 | 4 |" in card
+    assert "| patient_sex | M 60%, F 30%, not told or rare 10% |" in card
+    assert "2 pairs among 100 images (2 of train, 2 of test)" in card
+    assert "Exact copies within a split: 3." in card
+    assert "SHORTCUT: the scanner tells `nodule`." in card
+    assert "| device | nodule | 0.910 (0.850 to 0.950) |" in card
+    assert "medvision bundle card" in card
+
+
+def test_evaluations_come_from_the_newest_rows_and_drift_is_none(
+    written: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = written.model_id
+    whole = ("test", "all", None)
+    _commit(tmp_path, model, "old", NOW - timedelta(days=1), (*whole, "all", "accuracy", 0.111, None, None))
+    _commit(
+        tmp_path,
+        model,
+        "new",
+        NOW,
+        (*whole, "all", "accuracy", 0.875, 0.8, 0.95),
+        (*whole, "nodule", "recall", 0.75, None, None),
+        (*whole, "all", "missed_masks", 12.0, None, None),
+        ("test", "patient_sex", "F", "all", "accuracy", 0.6, 0.5, 0.7),
+    )
+    _commit(tmp_path, model, "night", NOW, (None, "drift", "height", "all", "drift_psi", 0.777, None, None))
+    _commit(tmp_path, "other", "other", NOW, (*whole, "all", "accuracy", 0.222, None, None))
+    assert main(["bundle", "card", written.uri, "--evaluations", str(tmp_path), "--json"]) == 0
+    assert '"evaluations": 1' in capsys.readouterr().out
+    card = card_of(written)
+    assert "### test split of chest" in card
+    assert "80 images of 20 patients" in card
+    assert "| accuracy | all | 0.875 (0.800 to 0.950) |" in card
+    assert "| missed_masks | all | 12 |" in card
+    assert "| nodule | - | 0.750 | - | - |" in card
+    assert "| patient_sex | F | 80 | 0.600 (0.500 to 0.700) | - | - | - |" in card
+    for absent in ("0.111", "0.222", "0.777", "None recorded here"):
+        assert absent not in card
+
+
+def test_a_refresh_keeps_the_owners_words_and_the_model(written: Bundle, tmp_path: Path) -> None:
+    path = Path(written.uri, "MODEL_CARD.md")
+    words = "Triage of adults in our emergency room.\n\nNot for children."
+    first = f"{TO_FILL_IN} purpose, users, modality and body part, population, and uses that are ruled out."
+    path.write_text(card_of(written).replace(first, words))
+    refresh_card(written.uri, str(tmp_path))
+    assert words in card_of(written)
+    assert card_of(written).count(TO_FILL_IN) == 1
+    assert load_bundle(written.uri) == written
+    path.unlink()
+    refresh_card(written.uri, None)
+    assert card_of(written).count(TO_FILL_IN) == 2
+
+
+def test_a_bundle_of_an_earlier_version_has_a_card_too(bundle: Bundle) -> None:
+    assert "Not recorded: the bundle is of an earlier version." in card_of(bundle)
+
+
+def test_without_a_bundle_there_is_no_card(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="Expected a bundle"):
+        refresh_card(str(tmp_path / "absent"), None)

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TAG := $(shell $(PYTHON) -c "import sys; print('py%d%d' % sys.version_info[:2])")
 STAMP := $(VENV)/.installed-$(TAG)
 
-.PHONY: demo test test-dcmtk test-faults test-fuzz test-intervals test-serve test-viewer viewer check format constraints bench \
+.PHONY: demo test test-dcmtk test-faults test-fuzz test-intervals test-serve test-viewer viewer check format constraints wheel sbom audit bench \
 	bench-score bench-serve clean
 
 demo: $(STAMP)
@@ -75,6 +75,23 @@ constraints: $(STAMP)
 	( echo "# Versions that CI installs with this Python; made by \`make constraints\`."; \
 	  $(BIN)/pip freeze --exclude-editable | sed 's/ @ .*//' | sort ) > constraints/$(TAG).txt
 
+# One file that installs everything; cluster.yaml and `medvision submit --code` carry it.
+wheel: $(STAMP)
+	rm -rf build dist
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+
+# What is in this environment, as CycloneDX, and what is known against it (needs a registry; pip-audit also its database).
+TOOLS := .venv-tools
+$(TOOLS)/bin/%:
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/pip install --quiet "cyclonedx-bom>=7,<8" "pip-audit>=2.9,<3"
+
+sbom: $(STAMP) $(TOOLS)/bin/cyclonedx-py
+	$(TOOLS)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file sbom.json $(BIN)/python
+
+audit: $(TOOLS)/bin/pip-audit
+	$(TOOLS)/bin/pip-audit --disable-pip --no-deps --requirement constraints/$(TAG).txt
+
 $(STAMP): pyproject.toml constraints/$(TAG).txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
@@ -82,4 +99,4 @@ $(STAMP): pyproject.toml constraints/$(TAG).txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info
+	rm -rf $(VENV) $(TOOLS) sbom.json demo build dist *.egg-info

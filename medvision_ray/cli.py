@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from medvision_ray import __version__
 from medvision_ray.cli_bundle import add_bundle_verb
+from medvision_ray.cli_cluster import add_cluster_verbs, split_submission
 from medvision_ray.cli_explain import add_explain_options, explain, explain_overrides
 from medvision_ray.cli_output import print_facts
 from medvision_ray.cli_tables import add_tables_verb
@@ -24,7 +25,8 @@ from medvision_ray.logs import FORMATS, Log, finite, open_log
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code of `ending.Ending`: 0 done, 1 failed, 2 wrong usage, 3 over the failure budget, ..."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = argparse.Namespace(json="--json" in given, verb=None, begun=None)
+    given, behind = split_submission(given)
+    options = argparse.Namespace(json="--json" in given, verb=None, begun=None, behind=behind)
     refused: UsageError | None = None
     try:
         _parser().parse_args(given, options)
@@ -114,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_json(demo)
     demo.set_defaults(run=_demo)
     add_tables_verb(verbs, _add_json)
+    add_cluster_verbs(verbs, _add_json)
     add_bundle_verb(verbs, _add_json)
     config = verbs.add_parser("config", help="look at a configuration").add_subparsers(dest="action", required=True)
     show = config.add_parser("show", help="print the full effective configuration of a job, documented")

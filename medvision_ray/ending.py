@@ -48,8 +48,8 @@ class Ending:
 
     @property
     def status(self) -> str:
-        """The exit code as a word."""
-        return STATUS[self.exit_code]
+        """The exit code as a word; a job that `medvision submit` followed can have any code."""
+        return STATUS.get(self.exit_code, STATUS[FAILED])
 
 
 def run_to_the_end(run: Callable[[], tuple[int, dict[str, Any]]], log: Log) -> Ending:

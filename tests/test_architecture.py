@@ -18,6 +18,7 @@ PACKAGE = ROOT / "medvision_ray"
 # Each line may import itself and the lines above it (DESIGN.md, section 2). The longest matching name counts.
 FLOORS = (
     ("medvision_ray", "errors", "native", "precision"),
+    ("launcher", "planning", "submission"),
     ("config",),
     ("storage", "listing", "s3", "s3_listing", "s3_files", "retry", "tables", "privacy", "cluster"),
     ("logs", "defects", "foreign", "ending"),
@@ -57,7 +58,7 @@ FLOORS = (
         "evaluation",
     ),
     ("serving", "reporting", "demo"),
-    ("cli", "cli_bundle", "cli_explain", "cli_output", "cli_tables", "__main__", "jobs"),
+    ("cli", "cli_bundle", "cli_cluster", "cli_explain", "cli_output", "cli_tables", "__main__", "jobs"),
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

@@ -15,6 +15,7 @@ from medvision_ray.cluster import cluster_gpus
 from medvision_ray.config import build_job
 from medvision_ray.config.serving import ServeJob
 from medvision_ray.defects import describe
+from medvision_ray.native import LARGEST_REUSED_BYTES
 from medvision_ray.serving.app import create_app
 from medvision_ray.serving.local import LocalEngine
 from medvision_ray.serving.models import Item, Scored
@@ -23,6 +24,12 @@ from medvision_ray.serving.security import load_token
 NAME = "medvision"
 _OVERFLOW = 64
 """Requests that reach a replica beyond those that it takes on, to be refused in our own words; further ones are by Serve."""
+# `native.reuse_freed_memory` for a process whose threads are there before it can be called: the network runs in one of them.
+_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(LARGEST_REUSED_BYTES),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+}
 _log = logging.getLogger("ray.serve")
 
 
@@ -92,7 +99,7 @@ def application(settings: ServeJob, token: str | None) -> Any:
     patience = settings.limits.body_seconds + settings.limits.answer_seconds
     deployment = serve.deployment(serve.ingress()(Replica)).options(
         name=NAME,
-        ray_actor_options={"num_cpus": scale.cpus, "num_gpus": gpus},
+        ray_actor_options={"num_cpus": scale.cpus, "num_gpus": gpus, "runtime_env": {"env_vars": _MEMORY}},
         max_ongoing_requests=settings.limits.max_in_flight + _OVERFLOW,
         max_queued_requests=_OVERFLOW,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),

@@ -20,11 +20,11 @@ test: $(STAMP)
 test-dcmtk: $(STAMP)
 	$(BIN)/pytest tests/imaging/test_dcmtk.py -m "" -rPs
 
-# Whole runs while processes are killed and the object store misbehaves. Two clusters share the rounds of kills.
+# Whole runs while processes are killed and the object store misbehaves. On two cores `-n 2` makes the kills no faster.
 KILLS := $(VENV)/kills.jsonl
 test-faults: $(STAMP)
 	rm -f $(KILLS)
-	MEDVISION_KILL_RESULTS=$(KILLS) $(BIN)/pytest tests/faults/kills -m "" -n 2
+	MEDVISION_KILL_RESULTS=$(KILLS) $(BIN)/pytest tests/faults/kills -m ""
 	$(BIN)/python tests/faults/kills/summary.py $(KILLS) --record benchmarks/results/kills.json
 	$(BIN)/pytest tests/faults/test_s3_faults.py -m "" --durations=15
 	$(BIN)/pytest tests/integration -m slow

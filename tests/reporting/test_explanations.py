@@ -15,6 +15,7 @@ from medvision_ray.cli import main
 from medvision_ray.config import DecodeConfig
 from medvision_ray.demo.archive import PhantomArchive
 from medvision_ray.imaging.decode import decode
+from medvision_ray.imaging.errors import DecodeError
 from medvision_ray.imaging.preprocess import prepare
 from medvision_ray.scoring.explain import to_source
 from medvision_ray.scoring.predictor import Predictor
@@ -29,7 +30,7 @@ def ct(phantom: PhantomArchive) -> Path:
 def _modality(path: Path) -> str:
     try:
         return decode(path.read_bytes(), DecodeConfig()).modality
-    except Exception:
+    except DecodeError:
         return ""
 
 

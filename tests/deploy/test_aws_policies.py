@@ -16,10 +16,9 @@ from s3_requests import OUTPUT_PREFIX, POLICIES, Asked, allowed, asked_by, many,
 
 from medvision_ray import storage, tables
 from medvision_ray.archive.inventory import freeze, image_id, list_archive, only_new, read_frozen
-from medvision_ray.bundle import Bundle, load_bundle
+from medvision_ray.bundle import Bundle, load_bundle, save_bundle
 from medvision_ray.config import ArchiveConfig, ScoreJob, build_job
 from medvision_ray.demo.archive import PhantomArchive
-from medvision_ray.ensemble import save_ensemble
 from medvision_ray.listing import list_objects
 from medvision_ray.logs import silent
 from medvision_ray.promotion import promote, resolve, rollback
@@ -41,11 +40,11 @@ def buckets(s3: str) -> tuple[str, str]:
     return archive, output
 
 
-def _commit(output: str, run: str, numbers: range, *, replaces: bool = False) -> None:
+def _commit(archive: str, output: str, run: str, numbers: range, *, replaces: bool = False) -> None:
     schema, about = tables.predictions_schema(("a",)), {"run_key": run, "run_date": date(2026, 3, 1), "model_id": "m"}
     rows = []
     for number in numbers:
-        uri = f"s3://archive/{number}.dcm"
+        uri = f"{archive}/{number}.dcm"
         mask = np.random.default_rng(number).bytes(1 << 20)  # large enough for uploads in parts
         row = {**about, "image_id": image_id(uri, "1"), "uri": uri, "etag": "1", "patient_key": "a" * 26}
         rows.append({**row, "mask": mask, "p_a": 1.0})
@@ -55,6 +54,23 @@ def _commit(output: str, run: str, numbers: range, *, replaces: bool = False) ->
         table = pa.Table.from_pylist([{key: value for key, value in row.items() if key in known.names}], known)
         ids = ("m", np.array([rows[0]["image_id"]])) if replaces and name == "failures" else None
         tables.commit(output, name, known, table.to_batches(), run, replacing=ids)
+
+
+def _saved(place: str, name: str, like: Bundle) -> Bundle:
+    return save_bundle(
+        place,
+        name=name,
+        architecture=like.architecture,
+        preprocess=like.preprocess,
+        classes=like.classes,
+        multi_label=False,
+        thresholds=(),
+        mask_threshold=0.5,
+        trained={},
+        metrics={},
+        train_digest=(),
+        model=like.build_model(),
+    )
 
 
 def _night(archive: str, output: str, bundle: Bundle) -> None:
@@ -69,14 +85,18 @@ def _night(archive: str, output: str, bundle: Bundle) -> None:
     assert not storage.exists(f"{archive}/none.dcm")
     with lease(output, "publish-m", "a test"):
         for number in range(3):
-            _commit(output, f"r{number}", range(20 * number, 20 * number + 12), replaces=number == 2)
+            _commit(archive, output, f"r{number}", range(20 * number, 20 * number + 12), replaces=number == 2)
     storage.delete_tree(f"{output}/runs/r1")
     tables.compact(output)
-    both = save_ensemble(f"{output}/bundles/both", "both", "soft", [bundle, bundle])
-    promote(both.uri, f"{output}/bundles/current")
-    promote(bundle.uri, f"{output}/bundles/current")
+    saved = [_saved(f"{output}/bundles/{name}", name, bundle) for name in ("old", "new")]
+    for one in saved:
+        promote(one.uri, f"{output}/bundles/current")
     rollback(f"{output}/bundles/current")
-    load_bundle(resolve(f"{output}/bundles/current"))
+    load_bundle(resolve(f"{output}/bundles/current")).build_model()
+    files, folder = storage.filesystem(f"{output}/training/chest")  # as a training's checkpoints are written and go
+    files.copy_file(f"{output.removeprefix('s3://')}/bundles/old/bundle.yaml", f"{folder}/1/state")
+    files.move(f"{folder}/1/state", f"{folder}/2/state")
+    files.delete_dir(folder)
     verify(output)
     assert erase_patients(output, ["a" * 26], delete=True).rows["predictions"] == 36
 
@@ -120,8 +140,8 @@ def test_a_whole_run_with_its_workers_asks_no_more(
 def test_upkeep_asks_what_its_policy_adds(buckets: tuple[str, str]) -> None:
     archive, output = buckets
     place = f"s3://{output}/{OUTPUT_PREFIX}"
-    _commit(place, "r1", range(2))
-    _commit(place, "r2", range(2, 4))
+    _commit(f"s3://{archive}", place, "r1", range(2))
+    _commit(f"s3://{archive}", place, "r2", range(2, 4))
     tables.compact(place)
     with recorded() as asked:
         tables.vacuum(place, retain_hours=0, delete=True, force=True)
@@ -175,7 +195,9 @@ def _documents() -> Iterator[tuple[str, dict[str, Any]]]:
         yield path.stem, json.loads(path.read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize(("name", "document"), _documents(), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("name", "document"), list(_documents()), ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_policies_are_whole_and_narrow(name: str, document: dict[str, Any]) -> None:
     assert (document["Version"], set(document)) == ("2012-10-17", {"Version", "Statement"})
     assert len({statement["Sid"] for statement in document["Statement"]}) == len(document["Statement"])

@@ -207,11 +207,12 @@ def _add_json(parser: argparse.ArgumentParser) -> None:
 def _begin(options: argparse.Namespace, name: str) -> Any:
     """A job's configuration; from now on the log follows it, and whom it names is told of the end."""
     from medvision_ray.on_finish import begin
+    from medvision_ray.promotion import resolved
 
     job = _job(options, name)
     begin(name, job, options.log)
     options.begun = job
-    return job
+    return resolved(job)
 
 
 def _job(options: argparse.Namespace, name: str) -> Any:

@@ -1,21 +1,25 @@
-"""`medvision bundle ACTION`: look at a bundle, make several one, write its card anew."""
+"""`medvision bundle ACTION`: look at a bundle, make several one, write its card anew, say which is current."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medvision_ray.cli_output import print_facts
+
+if TYPE_CHECKING:
+    from medvision_ray.promotion import Move
 
 DONE = 0
 
 
 def add_bundle_verb(verbs: Any, add_json: Callable[[argparse.ArgumentParser], None]) -> None:
     """Add `bundle` and its actions to the verbs of the command line."""
-    bundle = verbs.add_parser("bundle", help="look at a bundle, or make several one").add_subparsers(
-        dest="action", required=True
-    )
+    bundle = verbs.add_parser(
+        "bundle", help="look at a bundle, make several one, or say which is current"
+    ).add_subparsers(dest="action", required=True)
     show = bundle.add_parser("show", help="print what a bundle is")
     show.add_argument("uri", help="folder or URI of the bundle")
     add_json(show)
@@ -34,12 +38,26 @@ def add_bundle_verb(verbs: Any, add_json: Callable[[argparse.ArgumentParser], No
     card.add_argument("--evaluations", metavar="OUTPUT", help="the folder or prefix that holds tables/")
     add_json(card)
     card.set_defaults(run=_card)
+    promoted = bundle.add_parser("promote", help="make a bundle the current one of a pointer")
+    promoted.add_argument("uri", help="folder or URI of the bundle")
+    promoted.add_argument("--to", required=True, metavar="POINTER", help="folder or prefix called `current`")
+    add_json(promoted)
+    promoted.set_defaults(run=_promote)
+    for name, run, text in (
+        ("rollback", _rollback, "make the bundle current again that was before the current one"),
+        ("current", _current, "print every move of a pointer, the current bundle last"),
+    ):
+        moved = bundle.add_parser(name, help=text)
+        moved.add_argument("pointer", help="folder or prefix called `current`")
+        add_json(moved)
+        moved.set_defaults(run=run)
 
 
 def _show(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     from medvision_ray.bundle import load_bundle
+    from medvision_ray.promotion import resolve
 
-    bundle = load_bundle(options.uri)
+    bundle = load_bundle(resolve(options.uri))
     result = {
         "model_id": bundle.model_id,
         "architecture": bundle.architecture.model_dump(mode="json"),
@@ -78,3 +96,32 @@ def _card(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     result = {"card": place, "evaluations": count}
     print_facts(options, result)
     return DONE, result
+
+
+def _promote(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    from medvision_ray.promotion import promote
+
+    return _moved(options, promote(options.uri, options.to))
+
+
+def _rollback(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    from medvision_ray.promotion import rollback
+
+    return _moved(options, rollback(options.pointer))
+
+
+def _moved(options: argparse.Namespace, move: Move) -> tuple[int, dict[str, Any]]:
+    result = {"current": move.model_id, "bundle": move.bundle, "move": move.number}
+    print_facts(options, result)
+    return DONE, result
+
+
+def _current(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    from dataclasses import asdict
+
+    from medvision_ray.promotion import current, moves
+
+    newest, past = current(options.pointer), moves(options.pointer)
+    for move in past if not options.json else ():
+        sys.stdout.write(f"{move.number:>6}  {move.at[:19]}  {move.by:<8}  {move.model_id}  {move.bundle}\n")
+    return DONE, {"current": newest.model_id, "bundle": newest.bundle, "moves": [asdict(move) for move in past]}

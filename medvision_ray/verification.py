@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
@@ -24,6 +24,7 @@ _EXAMPLES = 5
 _BATCH_ROWS = 2048
 _SUM_TOLERANCE = 5e-3  # probabilities of a bfloat16 model, averaged over frames
 _KEYS = ("model_id", "run_key", "image_id")
+_Key = tuple[str, str]
 _NEVER_NULL = ("run_key", "model_id", "image_id", "uri", "etag")
 _BUFFER_BYTES = 1 << 20
 
@@ -157,7 +158,9 @@ def verify(output: str, run_key: str | None = None) -> Verification:
             row_counts[name], file_counts[name] = counted
     if not row_counts:
         raise UsageError(f"Expected tables below {storage.join(output, 'tables')}, but there are none.")
-    _verify_runs(published, rows, run_key, findings)
+    keys = [(row["model_id"], row["run_key"]) for row in published]
+    erased = {name: tables.erased_rows(output, name, keys) for name in rows.counts}
+    _verify_runs(published, rows, erased, run_key, findings)
     _verify_models(rows, {row["run_key"] for row in published}, run_key, findings)
     chosen = published if run_key is None else [row for row in published if row["run_key"] == run_key]
     return Verification(row_counts, file_counts, len(chosen), list(findings.all.values()))
@@ -248,8 +251,9 @@ def _verify_batch(name: str, batch: pa.RecordBatch, run_key: str | None, rows: _
     if name not in rows.counts or not set(_KEYS) <= set(batch.schema.names):
         return
     rows.add(name, batch)
-    if run_key is not None:
-        batch = batch.filter(pc.equal(batch["run_key"], run_key))
+    if run_key is not None:  # without masks and frames: after a deletion they are views, which Arrow cannot filter
+        flat = [field.name for field in batch.schema if field.name in _NEVER_NULL or pa.types.is_floating(field.type)]
+        batch = batch.select(flat).filter(pc.equal(batch["run_key"], run_key))
     if not set(_NEVER_NULL) <= set(batch.schema.names) or batch.num_rows == 0:
         return  # the keys alone; a column that the table lacks is a finding already
     ids = batch["image_id"].to_pylist()
@@ -291,9 +295,23 @@ def _verify_probabilities(batch: pa.RecordBatch, rows: _Rows, findings: _Finding
         seen.broken_examples += ids[mine][whole & ~held].tolist()[: _EXAMPLES - len(seen.broken_examples)]
 
 
-def _verify_runs(published: list[dict[str, Any]], rows: _Rows, only: str | None, findings: _Findings) -> None:
-    """Counts of each published run against its rows, and of each model's failures against its runs."""
-    scored, failed = rows.counts["predictions"], rows.counts["failures"]
+def _with_erased(counts: Mapping[_Key, int], erased: Mapping[_Key, int]) -> dict[_Key, int]:
+    return {key: counts.get(key, 0) + erased.get(key, 0) for key in {*counts, *erased}}
+
+
+def _verify_runs(
+    published: list[dict[str, Any]],
+    rows: _Rows,
+    erased: Mapping[str, Mapping[_Key, int]],
+    only: str | None,
+    findings: _Findings,
+) -> None:
+    """Counts of each published run against its rows, and of each model's failures against its runs.
+
+    Args:
+        erased: by table, rows that patients' erasure took (tables/erasure.py).
+    """
+    scored, failed = (_with_erased(rows.counts[name], erased[name]) for name in ("predictions", "failures"))
     expected: dict[str, int] = defaultdict(int)
     seen: set[str] = set()
     for run in published:

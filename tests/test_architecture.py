@@ -36,6 +36,7 @@ FLOORS = (
         "model_card",
         "monitoring",
         "on_finish",
+        "promotion",
         "verification",
     ),
     (

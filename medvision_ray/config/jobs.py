@@ -167,7 +167,7 @@ class ScoreJob(Section):
     archive: ArchiveConfig
     """The archive."""
     bundle: str
-    """The trained model: folder or URI of a bundle."""
+    """The trained model: folder or URI of a bundle, or of a pointer called `current` (docs/operations.md)."""
     output: str
     """Folder or prefix for everything that is written: tables/, runs/."""
     run_key: str | None = None

@@ -120,7 +120,7 @@ class ServeJob(Section):
     """Answer single images over HTTP with the models of bundles."""
 
     bundles: tuple[str, ...]
-    """Folders or URIs of bundles; the first is the one that answers where a request names none."""
+    """Folders or URIs of bundles, or of pointers called `current`; the first is the one that answers where a request names none."""
     reload_seconds: Annotated[float, Field(ge=0)] = 30.0
     """How often bundles are looked at for a new version, which then takes over without a request lost; 0 never looks."""
     worklist: str | None = None

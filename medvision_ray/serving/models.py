@@ -19,6 +19,7 @@ from medvision_ray.errors import BundleError, StorageError
 from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
 from medvision_ray.imaging.preprocess import preprocess_id
 from medvision_ray.native import reuse_freed_memory
+from medvision_ray.promotion import resolve
 from medvision_ray.scoring.objects import PreparedObject
 from medvision_ray.scoring.predicting import RowMaker
 from medvision_ray.scoring.preparing import Outcome
@@ -195,14 +196,14 @@ class Models:
 
 
 def _version(uri: str) -> str:
-    return hashlib.sha256(storage.read_bytes(storage.join(uri, _YAML))).hexdigest()
+    return hashlib.sha256(storage.read_bytes(storage.join(resolve(uri), _YAML))).hexdigest()
 
 
 def _read(uri: str) -> Served:
     """A bundle and its version; the version is read first, so that one replaced meanwhile is seen as new later."""
     version = _version(uri)
-    bundle = load_bundle(uri)
-    card = storage.read_bytes(storage.join(uri, _CARD)).decode("utf-8", "replace")
+    bundle = load_bundle(resolve(uri))
+    card = storage.read_bytes(storage.join(bundle.uri, _CARD)).decode("utf-8", "replace")
     return Served(bundle, card, bundle.preprocess.model_dump_json(), version)
 
 

@@ -13,6 +13,7 @@ from medvision_ray.cluster import ray_session
 from medvision_ray.config.serving import ServeJob
 from medvision_ray.errors import UsageError
 from medvision_ray.logs import Reporter, silent
+from medvision_ray.promotion import resolve
 from medvision_ray.serving.security import load_token
 
 _LOOK_SECONDS = 5.0
@@ -35,7 +36,7 @@ def serving(settings: ServeJob, say: Reporter = silent) -> Iterator[str]:
     """The server, for the block; answers its address."""
     token = load_token(settings.http)
     _check_files(settings)
-    models = [load_bundle(uri).model_id for uri in settings.bundles]
+    models = [load_bundle(resolve(uri)).model_id for uri in settings.bundles]
     with ray_session(settings.ray):
         from ray import serve as ray_serve
 

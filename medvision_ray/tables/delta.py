@@ -252,8 +252,11 @@ def dataset(output: str, name: str, columns: Sequence[str] = ()) -> pads.Dataset
     (`p_<class>`, `c_<class>`) that no model of the table has.
     """
     table = open_table(output, name)
-    if table is None:
-        return None
+    return None if table is None else dataset_of(table, output, name, columns)
+
+
+def dataset_of(table: Any, output: str, name: str, columns: Sequence[str] = ()) -> pads.Dataset:
+    """The same of an open table, at the version that it was opened at."""
     schema = pa.schema(table.schema())
     of_classes = [column for column in columns if column.startswith(PROBABILITY_PREFIXES)]
     wanted = [*known_schema(name), *[pa.field(column, PROBABILITY) for column in of_classes]]

@@ -77,6 +77,8 @@ def recalibrate(job: CalibrateJob, say: Reporter) -> Recalibrated:
     fitted = fit_decisions(scores, job, bundle.thresholds or None)
     patients = int(np.unique(scores.patients).size)
     facts = {**fitted.facts, "calibrated_on": _basis(job, found, len(rows), patients)}
+    if found.names is not None:
+        facts["image_digests"] = "hashed"  # without the key nobody can tell which images were fitted to
     written = save_with_decisions(
         place,
         bundle,

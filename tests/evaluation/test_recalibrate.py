@@ -18,7 +18,7 @@ from medvision_ray import tables
 from medvision_ray.archive.inventory import list_uris
 from medvision_ray.bundle import Bundle, image_digest, load_bundle, save_bundle
 from medvision_ray.cli import main
-from medvision_ray.config import CalibrateJob, EvaluateJob, ModelConfig, PreprocessConfig, build_job
+from medvision_ray.config import CalibrateJob, EvaluateJob, ModelConfig, PreprocessConfig, PrivacyConfig, build_job
 from medvision_ray.ensemble import save_ensemble
 from medvision_ray.errors import BundleError, ConfigError, LabelError, MedVisionError, UsageError
 from medvision_ray.evaluation.collect import join_split
@@ -26,6 +26,7 @@ from medvision_ray.evaluation.recalibrate import recalibrate
 from medvision_ray.learning.calibrate import ValidationScores, fit_temperature
 from medvision_ray.learning.model import build_model
 from medvision_ray.learning.operating import choose_points
+from medvision_ray.privacy import Pseudonymiser, load_pseudonymiser
 from medvision_ray.scoring.drift import compare
 from medvision_ray.scoring.summary import RunSummary
 
@@ -95,8 +96,8 @@ class Site:
             lines.append(f"{number}.png,P{number // 2},{self.splits[number]},{cells}")
         (folder / "labels.csv").write_text("\n".join(lines))
 
-    def commit(self, bundle: Bundle, splits: tuple[str, ...] = ("val",)) -> None:
-        ids = list_uris(self.uris).objects["image_id"].to_pylist()
+    def commit(self, bundle: Bundle, splits: tuple[str, ...] = ("val",), names: Pseudonymiser | None = None) -> None:
+        ids = list_uris(self.uris, names).objects["image_id"].to_pylist()
         columns = tables.probability_columns(CLASSES)
         rows = [
             {
@@ -238,6 +239,21 @@ def test_the_test_split_changes_nothing_and_what_was_fitted_to_is_no_test_image(
     settings = {"labels": site.labels(), "output": site.output, "bundle": first.uri, "split": "test"}
     with pytest.raises(LabelError, match=r"fitted to 100 of 180"):
         join_split(build_job(EvaluateJob, settings, "the test"), first, quiet)
+
+
+@pytest.mark.usefixtures("scored")
+def test_what_was_fitted_to_is_known_by_keyed_digests_where_addresses_are_keyed(
+    members: dict[bool, list[Bundle]], tmp_path: Path
+) -> None:
+    site, member = Site(tmp_path, multi_label=False), members[False][0]
+    privacy = PrivacyConfig(uri="hash", demo_key=True)
+    names = load_pseudonymiser(privacy)
+    site.commit(member, ("val",), names)
+    new = recalibrate(site.job(member, privacy=privacy.model_dump()), quiet).bundle
+    assert set(new.fitted_digest) == {image_digest(uri, names) for uri in site.uris[:100]}
+    settings = {"labels": site.labels(), "output": site.output, "bundle": new.uri, "split": "test"}
+    with pytest.raises(LabelError, match="and the key"):
+        join_split(build_job(EvaluateJob, settings, "the test"), new, quiet)
 
 
 @pytest.mark.usefixtures("scored")

@@ -32,6 +32,7 @@ def _commands(folder: str) -> dict[str, list[str]]:
         "decode": [],
         "score_over_slow_s3": real,
         "startup": [],
+        "train_vs_ddp": [],
     }
 
 
@@ -140,6 +141,25 @@ def _startup(found: dict[str, Any]) -> list[Row]:
     ours = found["medians"]["first scored image"]
     floor = found["floor_seconds"]
     return [("start-up to the first image, s", ours, "Ray and torch alone", floor, round(floor / ours, 2), "< 8 s")]
+
+
+def _train_vs_ddp(found: dict[str, Any]) -> list[Row]:
+    ours, peer, limit = (found[kind] for kind in ("project", "peer", "limit"))
+    later, first, waiting = "later_images_per_second", "first_images_per_second_with_decoding", "later_wait_share"
+    script = "torch DDP, DataLoader"
+    return [
+        ("training, later epochs, images/s", ours[later], script, peer[later], found["ratio_to_peer"], ">= 1.0"),
+        ("", ours[later], "images in memory", limit[later], found["ratio_to_limit"], ""),
+        (
+            "training, first epoch with decoding",
+            ours[first],
+            script,
+            peer[first],
+            round(ours[first] / peer[first], 2),
+            "",
+        ),
+        ("share of the time waiting for data", ours[waiting], script, peer[waiting], "", "< 0.03"),
+    ]
 
 
 def main() -> None:

@@ -37,6 +37,7 @@ _WEIGHTS, _METRICS, _IMAGES, _CARD = (
     "MODEL_CARD.md",
 )
 _FINGERPRINT = "fingerprint.json"  # bundles of earlier versions have none
+_FITTED = "fitted_images.json"  # of bundles that `medvision calibrate` wrote
 # What changes predictions, and so the model_id; facts about the training do not.
 _IDENTITY = (
     "architecture",
@@ -79,6 +80,7 @@ class Bundle:
         vote: how an ensemble's members are combined (`ensemble.py`); None for a single model.
         members: the bundles of an ensemble, which lie inside it; empty for a single model.
         fingerprint: distributions that scored images are held against; None in bundles of earlier versions.
+        fitted_digest: `image_digest` of each image that a calibration was fitted to after the training.
     """
 
     uri: str
@@ -100,6 +102,7 @@ class Bundle:
     vote: Vote | None = None
     members: tuple[Bundle, ...] = field(default=(), repr=False)
     fingerprint: Fingerprint | None = field(default=None, repr=False)
+    fitted_digest: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def model_id(self) -> str:
@@ -230,8 +233,10 @@ def write_bundle(
     members: Sequence[Bundle] = (),
     hashes: Mapping[str, str] | None = None,
     fingerprint: Fingerprint | None = None,
+    fitted_digest: Iterable[str] = (),
+    owners: Mapping[str, str] | None = None,
 ) -> Bundle:
-    """Write a bundle of a known identity; `save_bundle` and `ensemble.save_ensemble` call it.
+    """Write a bundle of a known identity: of `save_bundle`, `ensemble.save_ensemble` and `bundle_decisions`.
 
     Args:
         identity: what changes predictions, as in bundle.yaml.
@@ -239,6 +244,8 @@ def write_bundle(
         members: of an ensemble, where they are now.
         hashes: sha256 of files that bundle.yaml names besides, by path.
         fingerprint: of the training images and validation scores.
+        fitted_digest: `image_digest` of each image that a calibration was fitted to after the training.
+        owners: what the owner has written into the model card.
 
     Raises:
         BundleError: fields do not fit each other, or facts are not plain text, numbers, lists and mappings.
@@ -247,6 +254,8 @@ def write_bundle(
     parts = {_METRICS: json_bytes(metrics, "metrics"), _IMAGES: json_bytes(sorted(train_digest), "train_digest")}
     if fingerprint is not None:
         parts[_FINGERPRINT] = json_bytes(fingerprint.as_json(), "fingerprint")
+    if fitted := sorted(fitted_digest):
+        parts[_FITTED] = json_bytes(fitted, "fitted_digest")
     document = {
         "schema_version": SCHEMA_VERSION,
         "name": name,
@@ -258,7 +267,7 @@ def write_bundle(
     bundle = _bundle(storage.absolute(uri), document, parts, tuple(members))
     storage.delete_object(storage.join(uri, BUNDLE_YAML))
     figures = {key: value for key, value in json.loads(parts[_METRICS]).items() if not isinstance(value, dict)}
-    card = model_card(document, figures, len(bundle.train_digest), fingerprint=fingerprint)
+    card = model_card(document, figures, len(bundle.train_digest), fingerprint=fingerprint, owners=owners)
     for part, data in chain(files, parts.items(), [(_CARD, card.encode())]):
         storage.write_bytes(storage.join(uri, part), data)
     storage.write_bytes(storage.join(uri, BUNDLE_YAML), yaml.safe_dump(document, sort_keys=False, width=120).encode())
@@ -291,7 +300,7 @@ def load_bundle(uri: str) -> Bundle:
                 "written; options are changed by training again, not by hand."
             )
     files, inner = document["files"], member_files(document)
-    if not isinstance(files, dict) or set(files) - {_FINGERPRINT} != {_METRICS, _IMAGES, *inner}:
+    if not isinstance(files, dict) or set(files) - {_FINGERPRINT, _FITTED} != {_METRICS, _IMAGES, *inner}:
         raise BundleError(
             f"Expected `files` of the {BUNDLE_YAML} at {place} to name {', '.join([_METRICS, _IMAGES, *inner])}."
         )
@@ -335,6 +344,7 @@ def _bundle(place: str, document: dict[str, Any], parts: Mapping[str, bytes], me
         vote=document.get("vote"),
         members=members,
         fingerprint=_fingerprint(place, parts.get(_FINGERPRINT)),
+        fitted_digest=tuple(json.loads(parts[_FITTED])) if _FITTED in parts else (),
     )
 
 

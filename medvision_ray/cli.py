@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from medvision_ray import __version__
 from medvision_ray.cli_bundle import add_bundle_verb
+from medvision_ray.cli_calibrate import add_calibrate_options, calibrate, calibrate_overrides
 from medvision_ray.cli_cluster import add_cluster_verbs, split_submission
 from medvision_ray.cli_explain import add_explain_options, explain, explain_overrides
 from medvision_ray.cli_output import print_facts
@@ -94,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         "tune": (_tune, "search for a better configuration of a train job"),
         "evaluate": (_evaluate, "measure a bundle on a labelled split"),
         "compare": (_compare, "compare two bundles on the same labelled images"),
+        "calibrate": (_calibrate, "fit calibration and operating points of a bundle to a val split"),
         "score": (_score, "score what is new in an archive and publish it"),
         "explain": (_explain, "show where in single images a bundle sees what it says"),
         "report": (_report, "write one HTML page about a model"),
@@ -108,6 +110,8 @@ def _parser() -> argparse.ArgumentParser:
             verb.add_argument("--train", metavar="FILE", help="YAML file of the train job, in place of `train`")
         if name == "serve":
             _add_serve_options(verb)
+        if name == "calibrate":
+            add_calibrate_options(verb)
         if name == "explain":
             add_explain_options(verb)
         verb.set_defaults(run=run)
@@ -316,6 +320,11 @@ def _compare(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     result = {"comparison": found.uri, "left_out": found.left_out}
     print_facts(options, result)
     return OVER_BUDGET if found.over_budget else DONE, {**found.facts(), **result}
+
+
+def _calibrate(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    options.overrides = [*options.overrides, *calibrate_overrides(options)]
+    return DONE, calibrate(_begin(options, "calibrate"), options, options.log)
 
 
 def _score(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:

@@ -18,7 +18,7 @@ import yaml
 from medvision_ray.ending import DONE, FAILED
 from medvision_ray.errors import UsageError
 
-JOB_VERBS = ("score", "train", "tune", "evaluate", "compare", "report", "inventory")
+JOB_VERBS = ("score", "train", "tune", "evaluate", "compare", "calibrate", "report", "inventory")
 """Verbs that end by themselves."""
 MODEL_NAMES, GPU_NAMES = ("small", "hybrid"), ("h100", "l4")
 

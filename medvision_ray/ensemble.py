@@ -57,10 +57,6 @@ def save_ensemble(
     flat = [inner for member in members for inner in (member.members or (member,))]
     _check_places(uri, flat)
     check_members(flat)
-    hashes = {
-        member_part(index, BUNDLE_YAML): hashlib.sha256(_yaml_of(member)).hexdigest()
-        for index, member in enumerate(flat)
-    }
     storage.delete_object(storage.join(uri, BUNDLE_YAML))
     storage.delete_tree(storage.join(uri, "members"))  # of an ensemble that was here before
     write_bundle(
@@ -70,9 +66,9 @@ def save_ensemble(
         trained={**(facts or {}), **_facts(flat)},
         metrics=metrics or {},
         train_digest=sorted({digest for member in flat for digest in member.train_digest}),
-        files=_files(flat),
+        files=member_contents(flat),
         members=flat,
-        hashes=hashes,
+        hashes=member_hashes(flat),
     )
     return load_bundle(uri)
 
@@ -191,11 +187,19 @@ def _check_places(uri: str, members: Sequence[Bundle]) -> None:
             )
 
 
+def member_hashes(members: Sequence[Bundle]) -> dict[str, str]:
+    """sha256 of each member's bundle.yaml, by where it lies in the ensemble."""
+    return {
+        member_part(index, BUNDLE_YAML): hashlib.sha256(_yaml_of(member)).hexdigest()
+        for index, member in enumerate(members)
+    }
+
+
 def _yaml_of(member: Bundle) -> bytes:
     return storage.read_bytes(storage.join(member.uri, BUNDLE_YAML))
 
 
-def _files(members: Sequence[Bundle]) -> Iterator[tuple[str, bytes]]:
+def member_contents(members: Sequence[Bundle]) -> Iterator[tuple[str, bytes]]:
     """Path in the ensemble and content of each file of each member, verified."""
     for index, member in enumerate(members):
         document = read_document(member.uri)

@@ -24,6 +24,10 @@ HEADLINE = (
 _OF_A_GROUP = ("accuracy", "auroc", "f1", "dice")
 _OF_A_CLASS = ("auroc", "recall", "specificity", "f1")
 _FEWEST_SHOWN = 5  # a card is passed on: a value of a single image could point at a person
+_OUT_OF_FOLD = (
+    "Of a cross-validation: each image by the model of its own fold, which had not seen its patient, and not by this ensemble, "
+    "which has."
+)
 _SHOWN_APART = ("labels", "leakage", "shortcuts")
 
 
@@ -121,7 +125,9 @@ def _data(trained: Mapping[str, Any], n_train_images: int, fingerprint: Fingerpr
         lines += ["", *_table(header, rows)]
     known = fingerprint.features.items() if fingerprint is not None else ()
     composition = [
-        [name, *_shares(item.categories, item.counts, item.images)] for name, item in known if item.kind == "category"
+        [name, *_shares(item.categories, item.counts, item.images)]
+        for name, item in known
+        if item.kind == "category" and item.split == "train"
     ]
     if composition:
         lines += ["", "Of whom and what the training images are:", "", *_table(["", "share of images"], composition)]
@@ -186,7 +192,8 @@ def _tests(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
         ]
     for dataset, split in dict.fromkeys((row["dataset"], row["split"]) for row in evaluations):
         rows = [row for row in evaluations if (row["dataset"], row["split"]) == (dataset, split)]
-        lines += ["", f"### {split} split of {dataset}", *_measured(rows)]
+        note = [_OUT_OF_FOLD] if split == "out_of_fold" else []
+        lines += ["", f"### {split} split of {dataset}", *note, *_measured(rows)]
     return lines
 
 

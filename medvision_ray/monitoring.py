@@ -26,13 +26,15 @@ from typing import Any
 from medvision_ray.config import RayConfig
 
 # Label values beyond these are told as `other`.
-VERBS = ("score", "evaluate", "compare", "train", "tune")
+VERBS = ("score", "evaluate", "compare", "calibrate", "train", "tune")
 STAGES = ("list", "read", "decode", "preprocess", "predict", "write", "score", "publish")
 PROGRESS_STATES = ("total", "done", "failed")
 RUN_STATES = ("listed", "already_done", "scored", "failed", "not_scored")
 STATUSES = ("done", "failed", "refused", "over_budget", "interrupted", "stopped")
 OTHER, NONE = "other", "none"
 SCORED = "scored"
+SCORE = "score"
+"""Of the label `feature`: the model's probabilities, whose classes no label names."""
 _CONNECT_SECONDS = 60.0
 
 
@@ -69,9 +71,21 @@ LAST_END = Metric(
 )
 LAST_OBJECTS = Metric("medvision_last_run_objects", "gauge", "Objects of the run that ended last.", ("verb", "state"))
 LAST_SECONDS = Metric("medvision_last_run_seconds", "gauge", "Seconds by stage of that run.", ("verb", "stage"))
+LAST_DRIFT = Metric(
+    "medvision_last_run_drift_psi",
+    "gauge",
+    "Population stability index of a feature of that run against the training's images; `score` is the largest of any class.",
+    ("verb", "feature"),
+)
+LAST_SHIFTED = Metric(
+    "medvision_last_run_shifted_features",
+    "gauge",
+    "Features of that run that lie elsewhere than at training.",
+    ("verb",),
+)
 METRICS = (
     *(OBJECTS, STAGE_SECONDS, READ_BYTES, FRAMES, BATCHES, PEAK_MEMORY),
-    *(RUN_PROGRESS, LAST_END, LAST_OBJECTS, LAST_SECONDS),
+    *(RUN_PROGRESS, LAST_END, LAST_OBJECTS, LAST_SECONDS, LAST_DRIFT, LAST_SHIFTED),
 )
 
 
@@ -120,7 +134,7 @@ def record_run(verb: str, status: str, result: Mapping[str, Any]) -> None:
 
     Args:
         status: a word of `ending.STATUS`.
-        result: `listed`, `scored`, ... and `seconds`, `stage_seconds`, where there are.
+        result: `listed`, `scored`, ... and `seconds`, `stage_seconds`, `drift`, where there are.
     """
     if not connected():
         return
@@ -132,6 +146,20 @@ def record_run(verb: str, status: str, result: Mapping[str, Any]) -> None:
     for stage, seconds in {**(result.get("stage_seconds") or {}), **(result.get("seconds") or {})}.items():
         if stage in STAGES:
             _set(LAST_SECONDS, seconds, verb=verb, stage=stage)
+    _record_drift(verb, result.get("drift") or {})
+
+
+def _record_drift(verb: str, drift: Mapping[str, Any]) -> None:
+    """Of a run that was judged: PSI by feature, and how many are shifted."""
+    if not drift.get("judged"):
+        return
+    psi: dict[str, float] = {}
+    for item in drift["features"]:
+        feature = SCORE if item["feature"].startswith("p_") else _one_of(_features(), item["feature"])
+        psi[feature] = max(psi.get(feature, 0.0), item["psi"])
+    for feature, value in psi.items():
+        _set(LAST_DRIFT, value, verb=verb, feature=feature)
+    _set(LAST_SHIFTED, len(drift["shifted"]), verb=verb)
 
 
 def record_end(ray: RayConfig, verb: str, status: str, result: Mapping[str, Any]) -> bool:
@@ -147,7 +175,7 @@ def record_end(ray: RayConfig, verb: str, status: str, result: Mapping[str, Any]
     address = ray.address or os.environ.get("RAY_ADDRESS")
     if not address:
         return True
-    kept = {name: result[name] for name in (*RUN_STATES, "seconds", "stage_seconds") if name in result}
+    kept = {name: result[name] for name in (*RUN_STATES, "seconds", "stage_seconds", "drift") if name in result}
     message = json.dumps({"address": address, "verb": verb, "status": status, "result": kept})
     try:
         done = subprocess.run(
@@ -192,6 +220,13 @@ def _codes() -> tuple[str, ...]:
     from medvision_ray.imaging.errors import ErrorCode
 
     return tuple(code.value for code in ErrorCode)
+
+
+@lru_cache
+def _features() -> tuple[str, ...]:
+    from medvision_ray.fingerprint import CATEGORIES, MASK_FRACTION, NUMBERS
+
+    return (*NUMBERS, *CATEGORIES, MASK_FRACTION, SCORE)
 
 
 def _one_of(known: Iterable[str], value: str) -> str:

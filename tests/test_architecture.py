@@ -29,6 +29,7 @@ FLOORS = (
         "calibration",
         "operating_points",
         "bundle",
+        "bundle_decisions",
         "bundle_fields",
         "bundle_files",
         "ensemble",
@@ -51,6 +52,7 @@ FLOORS = (
         "learning.publish",
         "learning.folds",
         "learning.out_of_fold",
+        "learning.pooled",
         "learning.tune",
         "learning.alone",
         "learning.guards",
@@ -59,7 +61,17 @@ FLOORS = (
         "evaluation",
     ),
     ("serving", "reporting", "demo"),
-    ("cli", "cli_bundle", "cli_cluster", "cli_explain", "cli_output", "cli_tables", "__main__", "jobs"),
+    (
+        "cli",
+        "cli_bundle",
+        "cli_calibrate",
+        "cli_cluster",
+        "cli_explain",
+        "cli_output",
+        "cli_tables",
+        "__main__",
+        "jobs",
+    ),
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

@@ -30,6 +30,7 @@ REQUIRED: dict[str, dict[str, Any]] = {
     "train": {"output": "/o", "labels": {"table": "/t.csv"}},
     "evaluate": {"output": "/o", "bundle": "/b", "labels": {"table": "/t.csv"}},
     "compare": {"output": "/o", "bundle": "/b", "baseline": "/c", "labels": {"table": "/t.csv"}},
+    "calibrate": {"output": "/o", "bundle": "/b", "labels": {"table": "/t.csv"}},
     "score": {"output": "/o", "bundle": "/b", "archive": {"uri": "/a"}},
     "explain": {"output": "/o", "bundle": "/b", "images": ("/i.dcm",)},
     "report": {"output": "/o", "bundle": "/b"},
@@ -351,3 +352,13 @@ def test_what_is_shown_of_a_job_loads_as_the_same_job(
 ) -> None:
     job = build_job(model, data, "here")
     assert load_job(model, written(tmp_path, show_job(model, job))) == job
+
+
+def test_elastic_workers_are_the_fewest_and_the_most() -> None:
+    fixed, elastic = build_job(TrainJob, train(), "here"), build_job(TrainJob, train(workers=[1, 4]), "here")
+    assert (fixed.fewest_workers, fixed.most_workers) == (2, 2)
+    assert (elastic.workers, elastic.fewest_workers, elastic.most_workers) == ((1, 4), 1, 4)
+    assert "the fewest and the most" in refusal(TrainJob, train(workers=[3, 2]))
+    assert "fixed number" in refusal(TrainJob, train(workers=[1, 2], folds=3))
+    for wrong in ([0, 2], [1], [1, 2, 3], 0, "many"):
+        assert "workers" in refusal(TrainJob, train(workers=wrong))

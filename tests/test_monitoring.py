@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import yaml
 from medvision_ray import monitoring
 from medvision_ray.config import JOBS, RayConfig
 from medvision_ray.ending import STATUS
+from medvision_ray.fingerprint import Drift, FeatureDrift
 from medvision_ray.imaging.errors import ErrorCode, Stage
 from medvision_ray.scoring.summary import RunSummary
 
@@ -28,6 +30,7 @@ VALUES = {
     "state": {*monitoring.PROGRESS_STATES, *monitoring.RUN_STATES},
     "status": {*monitoring.STATUSES, monitoring.SCORED},
     "stage": set(monitoring.STAGES),
+    "feature": set(monitoring._features()),
 }
 
 
@@ -112,6 +115,47 @@ def test_a_run_is_recorded_with_its_counts_seconds_and_time(recorded: list[Any])
     assert found[("medvision_last_end_timestamp_seconds", "over_budget", "score")] > 1.7e9
 
 
+def test_a_shifted_night_is_recorded_by_feature_and_no_class_is_named(recorded: list[Any]) -> None:
+    features = tuple(
+        FeatureDrift(name, psi, None, psi > 0.25, 60, 30)
+        for name, psi in (("kvp", 0.4), ("p_DOE", 0.3), ("p_JANE", 0.6), ("height", 0.01), ("s3://DOE", 0.2))
+    )
+    drift = Drift(True, shifted=("p_JANE", "kvp", "p_DOE"), features=features)
+    summary = RunSummary("r", "score", "m", "a", 60, 0, 0, 60, 0, drift=drift)
+    monitoring.record_run("score", "done", json.loads(json.dumps(asdict(summary))))  # as it reaches the child process
+    found = {
+        (name, labels.get("feature")): value for name, value, labels in recorded if "drift" in name or "shift" in name
+    }
+    assert found == {
+        ("medvision_last_run_drift_psi", "kvp"): 0.4,
+        ("medvision_last_run_drift_psi", "score"): 0.6,
+        ("medvision_last_run_drift_psi", "height"): 0.01,
+        ("medvision_last_run_drift_psi", "other"): 0.2,
+        ("medvision_last_run_shifted_features", None): 3,
+    }
+    assert not re.search("DOE|JANE", str(recorded))
+
+
+def test_a_night_that_was_not_judged_tells_no_drift(recorded: list[Any]) -> None:
+    for drift in (None, Drift(False, "too few images")):
+        monitoring.record_run("score", "done", asdict(RunSummary("r", "score", "m", "a", 1, 0, 0, 1, 0, drift=drift)))
+    assert recorded
+    assert not [name for name, _, _ in recorded if "drift" in name or "shift" in name]
+
+
+def test_the_end_of_a_run_carries_its_drift_to_the_child_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+
+    def run(*_: Any, **options: Any) -> Any:
+        sent.append(json.loads(options["input"]))
+        return subprocess.CompletedProcess((), 0)
+
+    monkeypatch.setattr(monitoring.subprocess, "run", run)
+    summary = RunSummary("r", "score", "m", "a", 1, 0, 0, 1, 0, drift=Drift(True, shifted=("kvp",)))
+    assert monitoring.record_end(RayConfig(address="127.0.0.1:1"), "score", "done", asdict(summary))
+    assert sent[0]["result"]["drift"]["shifted"] == ["kvp"]
+
+
 def test_every_stage_code_status_and_count_of_the_package_has_a_label() -> None:
     assert {stage.value for stage in Stage} <= set(monitoring.STAGES)
     assert set(STATUS.values()) == set(monitoring.STATUSES)
@@ -149,6 +193,7 @@ def test_alerts_are_about_no_run_failures_and_a_collapsed_rate() -> None:
         "MedvisionNoRunFinished",
         "MedvisionFailureShareHigh",
         "MedvisionRateCollapsed",
+        "MedvisionImagesShifted",
     }
     for rule in rules:
         assert {"expr", "labels", "annotations"} <= set(rule)

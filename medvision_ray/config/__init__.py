@@ -2,6 +2,7 @@
 
 from medvision_ray.config.decisions import CalibrationConfig, OperatingPointsConfig
 from medvision_ray.config.jobs import (
+    CalibrateJob,
     CompareJob,
     EvaluateJob,
     ExplainJob,
@@ -36,6 +37,7 @@ __all__ = [
     "ArchiveConfig",
     "AshaConfig",
     "AugmentConfig",
+    "CalibrateJob",
     "CalibrationConfig",
     "ClaheConfig",
     "CompareJob",

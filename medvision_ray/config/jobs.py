@@ -74,8 +74,8 @@ class TrainJob(Section):
     """Largest gradient norm; 0 turns clipping off."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """Precision of training; `auto` is bf16 autocast where the GPU or CPU computes in it, else float32."""
-    workers: Positive = 2
-    """DDP workers."""
+    workers: Positive | tuple[Positive, Positive] = 2
+    """DDP workers; `[1, 2]` goes on with fewer where nodes are lost and grows again when they are back (docs/training.md)."""
     use_gpu: bool | Literal["auto"] = "auto"
     """One GPU a worker; `auto` where the cluster has that many."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
@@ -96,6 +96,24 @@ class TrainJob(Section):
     """Whom to tell how the job ended."""
     logging: LoggingConfig = LoggingConfig()
     """What standard error carries."""
+
+    @property
+    def fewest_workers(self) -> int:
+        """Without so many there is no training."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """As many as are asked for."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @model_validator(mode="after")
+    def _workers(self) -> TrainJob:
+        if self.fewest_workers > self.most_workers:
+            raise ValueError("`workers` must be a number, or the fewest and the most, in this order")
+        if self.folds and not isinstance(self.workers, int):
+            raise ValueError("`folds` train side by side and need a fixed number of `workers`")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainJob:
@@ -229,6 +247,39 @@ class EvaluateJob(Section):
     """Decoder limits."""
     budget: FailureBudget = FailureBudget()
     """Failure budget."""
+    privacy: PrivacyConfig = PrivacyConfig()
+    """Pseudonym key."""
+    ray: RayConfig = RayConfig()
+    """Where Ray runs."""
+    on_finish: OnFinishConfig = OnFinishConfig()
+    """Whom to tell how the job ended."""
+    logging: LoggingConfig = LoggingConfig()
+    """What standard error carries."""
+
+
+class CalibrateJob(Section):
+    """Fit a calibration and operating points to a bundle's predictions of the val split: an ensemble's, or a site's own patients."""
+
+    labels: LabelsConfig
+    """The label table; its val split is scored and fitted to, and nothing else of it is looked at."""
+    bundle: str
+    """The model: folder or URI of a bundle, which stays as it is."""
+    output: str
+    """Folder or prefix for everything that is written; labelled images without a prediction there are scored first."""
+    to: str | None = None
+    """Where the new bundle is written; null is OUTPUT/bundles/NAME."""
+    name: str | None = None
+    """Name of the new bundle; null is the old one's with `-calibrated` behind it."""
+    calibration: CalibrationConfig = CalibrationConfig()
+    """Calibrated probabilities beside the raw ones."""
+    operating_points: OperatingPointsConfig = OperatingPointsConfig()
+    """Thresholds that the bundle carries. `decide_at` null keeps the thresholds that name findings."""
+    scoring: ScoringConfig = ScoringConfig()
+    """How missing predictions are made."""
+    decode: DecodeConfig = DecodeConfig()
+    """Decoder limits."""
+    budget: FailureBudget = FailureBudget()
+    """Failure budget; over it nothing is fitted."""
     privacy: PrivacyConfig = PrivacyConfig()
     """Pseudonym key."""
     ray: RayConfig = RayConfig()

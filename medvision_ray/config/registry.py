@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from medvision_ray.config.jobs import (
+    CalibrateJob,
     CompareJob,
     EvaluateJob,
     ExplainJob,
@@ -20,6 +21,7 @@ JOBS: dict[str, type[Section]] = {
     "train": TrainJob,
     "evaluate": EvaluateJob,
     "compare": CompareJob,
+    "calibrate": CalibrateJob,
     "score": ScoreJob,
     "explain": ExplainJob,
     "report": ReportJob,

@@ -68,8 +68,50 @@ class Collected:
     names: Pseudonymiser | None
 
 
+@dataclass(frozen=True, eq=False)
+class JoinedSplit:
+    """A split's labels beside a bundle's prediction rows; `frame` has a row an image, nulls where it has none."""
+
+    dataset: str
+    table: LabelTable
+    frame: pd.DataFrame
+    failed: int
+    run: RunSummary
+    names: Pseudonymiser | None
+
+    @property
+    def scored(self) -> pd.DataFrame:
+        """The images with a prediction.
+
+        Raises:
+            MedVisionError: there are none.
+        """
+        scored = self.frame[self.frame["height"].notna()].reset_index(drop=True)
+        if scored.empty:
+            raise MedVisionError("Expected predictions for the images of the split, but every one of them failed.")
+        return scored
+
+
 def collect(job: EvaluateJob, bundle: Bundle, say: Reporter) -> Collected:
     """Everything that a split's metrics are made of.
+
+    Raises:
+        LabelError: the split is empty, was trained on, or its classes are not the bundle's.
+        MedVisionError: the images could not be scored.
+    """
+    found = join_split(job, bundle, say)
+    say(f"Measuring {len(found.frame) - found.failed} of {len(found.frame)} {job.split} images of {found.dataset}.")
+    scored = found.scored
+    samples = _samples(job, bundle, scored)
+    scored["dice"] = _dice(samples)
+    patients = int(found.frame["patient"].nunique())
+    return Collected(
+        *(found.dataset, found.table, len(found.frame), patients, found.failed, scored, samples, found.run, found.names)
+    )
+
+
+def join_split(job: EvaluateJob, bundle: Bundle, say: Reporter) -> JoinedSplit:
+    """Labels and predictions of a split; images without a prediction are scored first.
 
     Raises:
         LabelError: the split is empty, was trained on, or its classes are not the bundle's.
@@ -84,14 +126,7 @@ def collect(job: EvaluateJob, bundle: Bundle, say: Reporter) -> Collected:
     run = execute(plan, lambda found: only_new(listed, job.output, found.model_id), say)
     frame = _join(job, bundle, table, listed)
     failed = int(frame["predicted_label"].isna().sum()) if bundle.classes else int(frame["height"].isna().sum())
-    say(f"Measuring {len(frame) - failed} of {len(frame)} {job.split} images of {dataset}.")
-    scored = frame[frame["height"].notna()].reset_index(drop=True)
-    if scored.empty:
-        raise MedVisionError(f"Expected predictions for the {job.split} split, but every one of its images failed.")
-    samples = _samples(job, bundle, scored)
-    scored["dice"] = _dice(samples)
-    patients = int(frame["patient"].nunique())
-    return Collected(dataset, table, len(frame), patients, failed, scored, samples, run, names)
+    return JoinedSplit(dataset, table, frame, failed, run, names)
 
 
 def _dice(samples: EvaluationSamples) -> np.ndarray[Any, Any]:
@@ -117,12 +152,22 @@ def _check(job: EvaluateJob, bundle: Bundle, table: LabelTable) -> None:
             f"Expected `privacy.uri: hash` and the key with which {bundle.model_id} was trained: without them nobody can "
             "tell which images it has seen."
         )
-    leaked = sum(bool({image_digest(uri), image_digest(uri, names)} & trained) for uri in table.uris)
+    leaked = _seen(table, names, trained)
     if leaked and job.split != "train":
         raise LabelError(
             f"Expected images that {bundle.model_id} has not seen, but {leaked} of {len(table)} in the {job.split} split "
             "were trained on. Use the label table and split settings of the training."
         )
+    fitted = _seen(table, names, set(bundle.fitted_digest)) if job.split == "test" else 0
+    if fitted:
+        raise LabelError(
+            f"Expected test images that nothing of {bundle.model_id} was fitted to, but its calibration and operating "
+            f"points were fitted to {fitted} of {len(table)}. Measure on others, or the bundle before `medvision calibrate`."
+        )
+
+
+def _seen(table: LabelTable, names: Pseudonymiser | None, digests: set[str]) -> int:
+    return sum(bool({image_digest(uri), image_digest(uri, names)} & digests) for uri in table.uris)
 
 
 def _join(job: EvaluateJob, bundle: Bundle, table: LabelTable, listed: Inventory) -> pd.DataFrame:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 from dataclasses import dataclass
-from datetime import datetime, timezone
 
 import numpy as np
 import pandas as pd
@@ -17,6 +16,7 @@ from medvision_ray.bundle import Bundle, load_bundle
 from medvision_ray.config import EvaluateJob
 from medvision_ray.evaluation.collect import Collected, collect
 from medvision_ray.evaluation.measure import MetricRow, measure
+from medvision_ray.evaluation.metric_rows import commit_metrics
 from medvision_ray.evaluation.subgroups import measure_subgroups, subgroup_values
 from medvision_ray.learning.labels import LabelTable
 from medvision_ray.logs import Reporter
@@ -85,7 +85,7 @@ def evaluate(job: EvaluateJob, say: Reporter) -> Evaluation:
         ),
     )
     key = _key(job, bundle, found.dataset, found.table)
-    _commit(job, bundle, found.dataset, key, rows)
+    commit_metrics(job.output, rows, key=key, model_id=bundle.model_id, dataset=found.dataset, split=job.split)
     details = storage.join(job.output, "evaluations", bundle.model_id, f"{found.dataset}-{job.split}.parquet")
     _write_details(details, bundle, _with_shares(found), found.names)
     return Evaluation(
@@ -107,33 +107,6 @@ def _key(job: EvaluateJob, bundle: Bundle, dataset: str, table: LabelTable) -> s
         + [str(mask) for mask in table.masks]
     )
     return f"metrics-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-
-
-def _commit(job: EvaluateJob, bundle: Bundle, dataset: str, key: str, rows: tuple[MetricRow, ...]) -> None:
-    now = datetime.now(timezone.utc)
-    table = pa.Table.from_pylist(
-        [
-            {
-                "run_key": key,
-                "model_id": bundle.model_id,
-                "dataset": dataset,
-                "split": job.split,
-                "subgroup": row.subgroup,
-                "class": row.class_name,
-                "metric": row.metric,
-                "value": row.value,
-                "ci_low": row.ci_low,
-                "ci_high": row.ci_high,
-                "n_images": row.n_images,
-                "n_patients": row.n_patients,
-                "measured_at": now,
-                "subgroup_value": row.subgroup_value,
-            }
-            for row in rows
-        ],
-        schema=tables.METRICS,
-    )
-    tables.commit(job.output, "metrics", tables.METRICS, table.to_batches(), key)
 
 
 def _with_shares(found: Collected) -> pd.DataFrame:

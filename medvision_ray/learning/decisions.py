@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from medvision_ray.calibration import Calibration
-from medvision_ray.config import TrainJob
+from medvision_ray.config import CalibrateJob, TrainJob
 from medvision_ray.evaluation.calibration_error import reliability
 from medvision_ray.evaluation.classification import OneVsRest, calibration_errors, confidences, plain_metrics
 from medvision_ray.learning.calibrate import ValidationScores, fit_calibration
@@ -40,12 +41,15 @@ class Decisions:
     facts: dict[str, Any]
 
 
-def fit_decisions(scores: ValidationScores, job: TrainJob) -> Decisions:
+def fit_decisions(
+    scores: ValidationScores, job: TrainJob | CalibrateJob, before: Sequence[float] | None = None
+) -> Decisions:
     """Fit to the validation split.
 
     Args:
         scores: its raw probabilities and truth.
-        job: the training.
+        job: says what is fitted.
+        before: multi-label: the thresholds that the model has already, for findings that get none; None is 0.5.
     """
     fitted = fit_calibration(scores, job.calibration)
     points, reasons = choose_points(scores, job.operating_points)
@@ -54,8 +58,9 @@ def fit_decisions(scores: ValidationScores, job: TrainJob) -> Decisions:
         facts["without_operating_points"] = reasons
     thresholds: list[float] = []
     if scores.multi_label:
-        thresholds = decided_thresholds(points, job.operating_points, THRESHOLD, len(scores.classes))
-        facts["thresholds_from"] = job.operating_points.decide_at or THRESHOLD
+        defaults = before or [THRESHOLD] * len(scores.classes)
+        thresholds = decided_thresholds(points, job.operating_points, defaults)
+        facts["thresholds_from"] = job.operating_points.decide_at or ("the model before" if before else THRESHOLD)
     return Decisions(fitted.calibration, points, thresholds, _measure(scores, fitted.out_of_fold), facts)
 
 

@@ -19,23 +19,31 @@ from medvision_ray.bundle import Bundle
 from medvision_ray.cluster import cluster_cpus, cluster_gpus, ray_session
 from medvision_ray.config import TrainJob
 from medvision_ray.ensemble import save_ensemble
-from medvision_ray.errors import ConfigError
+from medvision_ray.errors import ConfigError, UsageError
 from medvision_ray.learning.guards import look_for_leaks
+from medvision_ray.learning.identity import config_hash_of
 from medvision_ray.learning.ingest import DecodedImages, check_images, decode_images
 from medvision_ray.learning.labels import LabelTable, load_labels, strata_classes
-from medvision_ray.learning.out_of_fold import fold_rows, join_folds, parquet_bytes, predict_task
+from medvision_ray.learning.out_of_fold import (
+    fold_rows,
+    identified,
+    is_current,
+    join_folds,
+    parquet_bytes,
+    predict_task,
+)
+from medvision_ray.learning.pooled import commit_pooled
 from medvision_ray.learning.splits import folds_by_patient
 from medvision_ray.learning.train import (
     Progress,
     TrainResult,
     check_cluster,
     claim_training,
-    config_hash_of,
     finished_bundle,
     train_decoded,
     training_folder,
 )
-from medvision_ray.privacy import address_pseudonymiser
+from medvision_ray.privacy import Pseudonymiser, address_pseudonymiser, load_pseudonymiser
 
 OUT_OF_FOLD = "out_of_fold.parquet"
 SUMMARY = "folds.json"
@@ -66,7 +74,8 @@ def cross_validate(job: TrainJob, progress: Progress = lambda line: None) -> Tra
     """Train `job.folds` models on the train and val patients, each without one fold's, and make them an ensemble.
 
     The test split is never looked at. Each fold is a training of its own, NAME-fold-N, and resumes as such; the same
-    job again does what is missing. Under OUTPUT/training/NAME lie `out_of_fold.parquet` and `folds.json`.
+    job again does what is missing. Under OUTPUT/training/NAME lie `out_of_fold.parquet` and `folds.json`; the metrics
+    table gets the pooled out-of-fold metrics, `split` `out_of_fold`, under the ensemble's `model_id`.
 
     Args:
         job: with `folds` of at least 2.
@@ -88,7 +97,9 @@ def cross_validate(job: TrainJob, progress: Progress = lambda line: None) -> Tra
     done = finished_bundle(job, name, config_hash)
     if done is not None:
         progress(f"{name} is trained already: {done.uri}")
-        summary = json.loads(storage.read_bytes(storage.join(training_folder(job, name), SUMMARY)))
+        folder = training_folder(job, name)
+        commit_pooled(job, done, config_hash, storage.join(folder, OUT_OF_FOLD), progress)  # if that was cut short
+        summary = json.loads(storage.read_bytes(storage.join(folder, SUMMARY)))
         return TrainResult(done, [], {**summary, "already_done": True})
     claim_training(job, name, config_hash)
     table = load_labels(job.labels, job.labels.acquisition_columns)
@@ -135,9 +146,9 @@ def folds_at_once(job: TrainJob, *, cpus: float, gpus: int | None) -> int:
     Args:
         gpus: of the cluster; None where training is on CPUs.
     """
-    room = int(cpus // (job.workers * job.cpus_per_worker))
+    room = int(cpus // (job.most_workers * job.cpus_per_worker))
     if gpus is not None:
-        room = min(room, gpus // job.workers)
+        room = min(room, gpus // job.most_workers)
     return max(1, min(job.folds, room))
 
 
@@ -175,7 +186,7 @@ def _train_fold(study: _Study, number: int, progress: Progress) -> Bundle:
         bundle = train_decoded(
             job, name, config_hash, table, study.decoded, use_gpu=study.use_gpu, guards=guards, progress=named
         ).bundle
-    if not storage.exists(study.place(number)):
+    if not is_current(study.place(number), study.table):
         storage.write_bytes(study.place(number), _predictions(study, bundle, number))
     return bundle
 
@@ -186,7 +197,7 @@ def _predictions(study: _Study, bundle: Bundle, number: int) -> bytes:
     job = study.job
     rows = np.flatnonzero(study.fold_of == number - 1)
     names = address_pseudonymiser(job.privacy)
-    fold = fold_rows(study.table, rows, number, study.decoded.error_codes, names)
+    fold = fold_rows(study.table, rows, number, study.decoded.error_codes, names, facts=study.decoded.facts)
     options = {"cpus": job.cpus_per_worker, "precision": job.precision, "batch_size": job.batch_size}
     task = ray.remote(num_cpus=job.cpus_per_worker, num_gpus=1 if study.use_gpu else 0)(predict_task)
     found: bytes = ray.get(task.remote(bundle.uri, study.decoded.dataset, fold, options))
@@ -199,6 +210,8 @@ def _conclude(study: _Study, bundles: list[Bundle], progress: Progress) -> Train
     folder = training_folder(job, study.name)
     numbers = range(1, job.folds + 1)
     joined = join_folds([study.place(number) for number in numbers], np.flatnonzero(study.fold_of >= 0))
+    keys = _patient_keys(study, progress)
+    joined = identified(joined, study.table, address_pseudonymiser(job.privacy), keys)
     storage.write_bytes(storage.join(folder, OUT_OF_FOLD), parquet_bytes(joined))
     rows = [_fold_row(study, number, bundle) for number, bundle in zip(numbers, bundles, strict=True)]
     spread = summarise([row["metrics"] for row in rows])
@@ -220,7 +233,17 @@ def _conclude(study: _Study, bundles: list[Bundle], progress: Progress) -> Train
     ensemble = save_ensemble(
         storage.join(job.output, "bundles", study.name), study.name, "soft", bundles, facts=facts, metrics=metrics
     )
+    commit_pooled(job, ensemble, study.config_hash, storage.join(folder, OUT_OF_FOLD), progress)
     return TrainResult(ensemble, [], {**summary, "already_done": False})
+
+
+def _patient_keys(study: _Study, progress: Progress) -> Pseudonymiser | None:
+    """The site's key where there is one: a training needs none, and then `patient_number` alone tells patients apart."""
+    try:
+        return load_pseudonymiser(study.job.privacy)
+    except UsageError:
+        progress(f"{study.name}: no pseudonym key (`privacy`), so `patient_key` of the out-of-fold rows is null")
+        return None
 
 
 def _fold_row(study: _Study, number: int, bundle: Bundle) -> dict[str, Any]:

@@ -232,8 +232,9 @@ class Worker:
         losses, waited = [], 0.0
         for step, rows in enumerate(batches):
             before = time.perf_counter()
-            batch = self._batch(rows, epoch, step)
+            batch = self.examples.batch(rows).to(self.device)  # uint8 crosses, and the device augments
             waited += time.perf_counter() - before
+            batch = self._augmented(batch, epoch, step)
             losses.append(self._step(network, batch, (epoch - 1) * self.steps + step))
         train_loss, images = self._total(torch.stack(losses), sum(map(len, batches)))
         trained = time.perf_counter() - started
@@ -250,6 +251,7 @@ class Worker:
             "seconds": time.perf_counter() - started,
             "images_per_second": images / trained,
             "wait_seconds": waited,
+            "workers": self.world,
         }
 
     def _network(self, *, frozen: bool) -> nn.Module:
@@ -263,8 +265,7 @@ class Worker:
                 self.wrapped = nn.parallel.DistributedDataParallel(model, device_ids=devices)
         return self.wrapped.train()
 
-    def _batch(self, rows: Integers, epoch: int, step: int) -> Batch:
-        batch = self.examples.batch(rows).to(self.device)  # uint8 crosses, and the device augments
+    def _augmented(self, batch: Batch, epoch: int, step: int) -> Batch:
         images, masks = self.augment(
             batch.images, batch.masks, derived_seed(self.plan.job.seed, epoch, self.rank, step)
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,12 +68,12 @@ def choose_points(
 
 
 def decided_thresholds(
-    points: tuple[OperatingPoint, ...], config: OperatingPointsConfig, default: float, n_classes: int
+    points: tuple[OperatingPoint, ...], config: OperatingPointsConfig, defaults: Sequence[float]
 ) -> list[float]:
-    """The thresholds by which a multi-label bundle names findings; `default` for a finding without one."""
+    """The thresholds by which a multi-label bundle names findings; its one of `defaults` for a finding without one."""
     chosen = next((point for point in points if point.name == config.decide_at), None)
-    found = chosen.thresholds if chosen else (None,) * n_classes
-    return [default if one is None else one.threshold for one in found]
+    found = chosen.thresholds if chosen else (None,) * len(defaults)
+    return [float(default) if one is None else one.threshold for one, default in zip(found, defaults, strict=True)]
 
 
 def check_positive_class(config: OperatingPointsConfig, classes: tuple[str, ...]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from medvision_ray import storage, tables
+from medvision_ray.archive.inventory import list_uris
 from medvision_ray.bundle import Bundle, load_bundle
 from medvision_ray.errors import MedVisionError
 from medvision_ray.evaluation.segmentation import dice_per_image
@@ -22,6 +23,10 @@ from medvision_ray.learning.labels import LabelTable
 from medvision_ray.privacy import Pseudonymiser
 from medvision_ray.scoring.predictor import Predictor
 from medvision_ray.scoring.rows import decide
+
+GROUPS = ("modality", "manufacturer", "patient_sex", "patient_age_band")
+"""What is known of an image and may be told: columns of `predictions`."""
+PIXELS = ("overlap_pixels", "mask_pixels", "true_mask_pixels")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +54,12 @@ def schema(table: LabelTable) -> pa.Schema:
     return pa.schema(
         [
             ("row", pa.int64()),  # of the label table, the first below the header being 1
+            ("image_id", pa.int64()),  # as in `predictions`
             ("uri", pa.string()),
+            ("patient_key", pa.string()),  # as in `predictions`; null without the site's key
+            ("patient_number", pa.int64()),  # 0, 1, ... in the order of the label table: whose images belong together
+            *[(name, pa.int32()) for name in ("height", "width", "frames")],
+            *[(name, pa.string()) for name in GROUPS],
             ("fold", pa.int32()),
             ("model_id", pa.string()),
             ("error_code", pa.string()),  # null where the image was scored
@@ -60,12 +70,19 @@ def schema(table: LabelTable) -> pa.Schema:
             ("true_mask_fraction", pa.float64()),  # null without a true mask
             ("mask_fraction", pa.float64()),
             ("dice", pa.float64()),  # null where both masks are empty, or no true one is known
+            *[(name, pa.int64()) for name in PIXELS],  # on the model's grid; null without a true mask
         ]
     )
 
 
 def fold_rows(
-    table: LabelTable, rows: Integers, number: int, error_codes: Sequence[str], names: Pseudonymiser | None
+    table: LabelTable,
+    rows: Integers,
+    number: int,
+    error_codes: Sequence[str],
+    names: Pseudonymiser | None,
+    *,
+    facts: Sequence[Mapping[str, Any] | None] = (),
 ) -> FoldRows:
     """What is known of a fold's images.
 
@@ -74,7 +91,9 @@ def fold_rows(
         number: of the fold, from 1.
         error_codes: of each row of the label table; empty where it was decoded.
         names: pseudonyms of addresses where the site wants them.
+        facts: of each row of the label table, `image_facts.FACTS`; None where it failed.
     """
+    told = ("height", "width", "frames", *GROUPS)
     entries = [
         {
             "row": int(row) + 1,
@@ -82,6 +101,7 @@ def fold_rows(
             "fold": number,
             "error_code": error_codes[row] or None,
             **_truth(table, int(row)),
+            **{name: known[name] for name in told if (known := facts[row] if facts else None) is not None},
         }
         for row in rows
     ]
@@ -132,9 +152,10 @@ def _segmented(mask: NDArray[np.bool_], true: NDArray[np.bool_] | None) -> dict[
     if true is None:
         return fractions
     fractions["true_mask_fraction"] = float(true.mean())
+    areas = np.array([(mask & true).sum(), mask.sum(), true.sum()])
+    fractions.update(zip(PIXELS, areas.tolist(), strict=True))
     if mask.any() or true.any():
-        areas = np.array([(mask & true).sum(), mask.sum(), true.sum()], dtype=np.float64)
-        fractions["dice"] = float(dice_per_image(*areas[:, None])[0])
+        fractions["dice"] = float(dice_per_image(*areas[:, None].astype(np.float64))[0])
     return fractions
 
 
@@ -155,6 +176,35 @@ def parquet_bytes(table: pa.Table) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink)
     return sink.getvalue()
+
+
+def is_current(place: str, table: LabelTable) -> bool:
+    """Whether a fold's predictions are there, with the columns that this version writes."""
+    if not storage.exists(place):
+        return False
+    return bool(pq.read_schema(io.BytesIO(storage.read_bytes(place))).equals(schema(table)))
+
+
+def identified(rows: pa.Table, table: LabelTable, names: Pseudonymiser | None, key: Pseudonymiser | None) -> pa.Table:
+    """The rows with what names images and patients as `predictions` does: `image_id`, `patient_key`, `patient_number`.
+
+    Args:
+        names: pseudonyms of addresses where the site wants them.
+        key: the site's; None leaves `patient_key` null. A patient of the label table has the key of the same Patient ID
+            (0010,0020) without an issuer.
+    """
+    of_row = [row - 1 for row in rows["row"].to_pylist()]
+    ids = list_uris([table.uris[row] for row in of_row], names).objects["image_id"]
+    patients = [table.patients[row] for row in of_row]
+    numbers = {patient: number for number, patient in enumerate(dict.fromkeys(table.patients))}
+    columns = {
+        "image_id": ids,
+        "patient_key": pa.array([key.patient(patient) if key else None for patient in patients], pa.string()),
+        "patient_number": pa.array([numbers[patient] for patient in patients], pa.int64()),
+    }
+    for name, values in columns.items():
+        rows = rows.set_column(rows.schema.get_field_index(name), rows.schema.field(name), values)
+    return rows
 
 
 def join_folds(places: Iterable[str], expected_rows: Integers) -> pa.Table:

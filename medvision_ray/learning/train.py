@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ from medvision_ray.errors import ConfigError, LabelError, MedVisionError, UsageE
 from medvision_ray.learning.feed import Truth
 from medvision_ray.learning.guards import look_for_leaks
 from medvision_ray.learning.history import describe, following, read_history
+from medvision_ray.learning.identity import config_hash_of
 from medvision_ray.learning.ingest import DecodedImages, check_images, decode_images
 from medvision_ray.learning.labels import LabelTable, load_labels
 from medvision_ray.learning.loop import TrainPlan, new_state, train_worker, usable_truth
@@ -31,6 +31,8 @@ from medvision_ray.privacy import address_pseudonymiser
 
 Progress = Callable[[str], None]
 _KEPT_CHECKPOINTS = 2
+RESIZE_SECONDS = 60.0
+"""How often an elastic training looks for room to grow: to grow it starts again from the last checkpoint."""
 _CONTROLLER_FAILURES = 20  # Ray's default is without end: a node that never comes back would hang the job
 
 
@@ -166,17 +168,6 @@ def _result(job: TrainJob, bundle: Bundle, facts: dict[str, Any]) -> TrainResult
     return TrainResult(bundle, history, summary)
 
 
-def config_hash_of(job: TrainJob) -> str:
-    """sha256 over what decides the weights: the configuration and the label table's content."""
-    beside = dict.fromkeys(("ray", "privacy", "output", "name", "on_finish", "logging"), True)
-    looks = {"labels": {"near_duplicates", "acquisition_columns"}}
-    content = job.model_dump(mode="json", exclude={**beside, **looks})
-    if not job.folds:
-        del content["folds"]  # trainings of versions without it stay the same ones
-    table = hashlib.sha256(storage.read_bytes(job.labels.table)).hexdigest()
-    return hashlib.sha256(json.dumps([content, table], sort_keys=True).encode()).hexdigest()
-
-
 def finished_bundle(job: TrainJob, name: str, config_hash: str) -> Bundle | None:
     """The bundle of a training that has ended; None while there is none.
 
@@ -219,23 +210,24 @@ def check_cluster(job: TrainJob, name: str, progress: Progress) -> bool:
         MedVisionError: the workers do not fit the cluster, where they would wait for ever.
     """
     gpus, cpus = cluster_gpus(), cluster_cpus()
-    if job.use_gpu is True and gpus < job.workers:
+    workers = job.fewest_workers
+    if job.use_gpu is True and gpus < workers:
         raise MedVisionError(
-            f"Expected a GPU for each of {job.workers} workers (`use_gpu: true`), but the cluster has {gpus}. Lower "
+            f"Expected a GPU for each of {workers} workers (`use_gpu: true`), but the cluster has {gpus}. Lower "
             "`workers`, or set `use_gpu: auto` to train on CPUs."
         )
-    needed = job.workers * job.cpus_per_worker
+    needed = workers * job.cpus_per_worker
     if needed > cpus:
         raise MedVisionError(
-            f"Expected {needed:g} CPUs for {job.workers} workers of {job.cpus_per_worker:g} each, but the cluster has "
+            f"Expected {needed:g} CPUs for {workers} workers of {job.cpus_per_worker:g} each, but the cluster has "
             f"{cpus:g}. Lower `workers` or `cpus_per_worker`, or give Ray more (`ray.num_cpus`)."
         )
-    if job.use_gpu and 0 < gpus < job.workers:
+    if job.use_gpu and 0 < gpus < workers:
         progress(
-            f"{name}: {job.workers} workers and {gpus} GPUs, so they train on CPUs. Set `workers` to {gpus} or less to "
+            f"{name}: {workers} workers and {gpus} GPUs, so they train on CPUs. Set `workers` to {gpus} or less to "
             "train on GPUs."
         )
-    return bool(job.use_gpu) and gpus >= job.workers
+    return bool(job.use_gpu) and gpus >= workers
 
 
 def training_plan(job: TrainJob, folder: str, table: LabelTable, decoded: DecodedImages) -> TrainPlan:
@@ -301,7 +293,12 @@ def _fit(plan: TrainPlan, name: str, decoded: DecodedImages, use_gpu: bool) -> B
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"plan": plan},
-        scaling_config=ScalingConfig(num_workers=job.workers, use_gpu=use_gpu, resources_per_worker=resources),
+        scaling_config=ScalingConfig(
+            num_workers=job.workers,
+            use_gpu=use_gpu,
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+        ),
         run_config=RunConfig(
             name=name,
             storage_path=path,
@@ -337,7 +334,7 @@ def _explain(error: Exception, job: TrainJob) -> MedVisionError:
             found = getattr(found, "cause", None) or found.__cause__
     kinds = sorted({type(item).__name__ for item in getattr(error, "worker_failures", {}).values()})
     return MedVisionError(
-        f"Expected the {job.workers} training workers to finish, but they failed more than {job.max_restarts} times"
+        f"Expected the {job.most_workers} training workers to finish, but they failed more than {job.max_restarts} times"
         + (f" ({', '.join(kinds)})" if kinds else "")
         + ". The workers' logs have the reason; out of memory is the usual one: lower `batch_size` or `workers`. The same "
         "command resumes from the last checkpoint."

@@ -27,11 +27,12 @@ from medvision_ray.config import TrainJob, TuneJob
 from medvision_ray.errors import MedVisionError, UsageError
 from medvision_ray.learning.alone import HISTORY, train_alone
 from medvision_ray.learning.history import describe, read_history
+from medvision_ray.learning.identity import config_hash_of
 from medvision_ray.learning.ingest import DecodedImages, check_images, decode_images
 from medvision_ray.learning.labels import LabelTable, load_labels
 from medvision_ray.learning.loop import TrainPlan, new_state
 from medvision_ray.learning.search_space import draw_trials, trial_job
-from medvision_ray.learning.train import Progress, config_hash_of, training_plan
+from medvision_ray.learning.train import Progress, training_plan
 from medvision_ray.native import reuse_freed_memory
 
 BEST, TRIALS = "best.yaml", "trials.parquet"
@@ -155,7 +156,7 @@ def _prepare(folder: str, jobs: list[TrainJob], table: LabelTable, gpu: bool) ->
         if key not in decoded:
             decoded[key] = decode_images(table, job)
             check_images(table, decoded[key], job.max_failure_fraction)
-        alone = job.model_copy(update={"workers": 1, "batch_size": job.batch_size * job.workers})
+        alone = job.model_copy(update={"workers": 1, "batch_size": job.batch_size * job.most_workers})
         plan = training_plan(alone, storage.join(folder, "trials", f"{number:03}"), table, decoded[key])
         architecture = f"{plan.architecture.model_dump_json()} {key}"
         if architecture not in built:

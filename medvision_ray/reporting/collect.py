@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any
 
@@ -15,6 +16,7 @@ from medvision_ray.errors import UsageError
 from medvision_ray.reporting import pictures, sources
 from medvision_ray.reporting.comparison_page import Compared, comparison_sections
 from medvision_ray.reporting.evaluation_page import Evaluated, evaluation_sections
+from medvision_ray.reporting.folds_section import OUT_OF_FOLD, Folds
 from medvision_ray.reporting.night_page import DRIFT_METRICS, GROUPS, Night, night_sections
 from medvision_ray.reporting.page import Page, Section, render
 from medvision_ray.reporting.training_page import Trained, training_sections
@@ -54,13 +56,14 @@ def _kind(job: ReportJob, bundle: Bundle) -> str:
 
 
 def _evaluation(job: ReportJob, bundle: Bundle) -> tuple[str, str, list[Section]]:
-    frame = sources.details(job.output, bundle)
+    details = sources.details(job.output, bundle)
+    frame = details if details is not None else sources.out_of_fold(job.output, bundle)
     content: dict[str, Any] = {}
     if frame is not None:
         content["dice"], content["mask_share"] = frame["dice"].to_numpy(np.float64), sources.mask_share(frame)
         if bundle.classes:
             content["scored"], content["predicted"] = sources.scored_of(bundle, frame)
-        content |= _pictures(job, bundle, frame)
+        content |= _pictures(job, bundle, details)
     runs = sources.rows_of(job.output, bundle, "runs")
     failures = sources.rows_of(job.output, bundle, "failures")
     if runs is not None and failures is None:
@@ -72,6 +75,8 @@ def _evaluation(job: ReportJob, bundle: Bundle) -> tuple[str, str, list[Section]
         best_epoch=bundle.trained.get("best_epoch"),
         runs=runs,
         failures=failures if runs is not None else None,
+        guards=_guards(bundle),
+        folds=_folds(job, bundle),
         **content,
     )
     return f"{bundle.model_id}-evaluation", f"Evaluation of {bundle.model_id}", evaluation_sections(evaluated)
@@ -102,12 +107,27 @@ def _training(job: ReportJob, bundle: Bundle) -> tuple[str, str, list[Section]]:
         history=sources.history(job.output, bundle),
         trained=bundle.trained,
         metrics=bundle.metrics,
+        guards=_guards(bundle),
+        folds=_folds(job, bundle),
         settings={
             "Architecture": bundle.architecture.model_dump(mode="json"),
             "Preprocessing": bundle.preprocess.model_dump(mode="json"),
         },
     )
     return f"{bundle.model_id}-training", f"Training of {bundle.model_id}", training_sections(trained)
+
+
+def _guards(bundle: Bundle) -> list[tuple[str, Mapping[str, Any]]]:
+    """Of an ensemble, its members'."""
+    return [(one.model_id, one.trained) for one in bundle.members or (bundle,)]
+
+
+def _folds(job: ReportJob, bundle: Bundle) -> Folds | None:
+    summary = sources.folds(job.output, bundle)
+    if summary is None:
+        return None
+    metrics = sources.evaluation_metrics(job.output, bundle)
+    return Folds(summary, None if metrics is None else metrics[metrics["split"] == OUT_OF_FOLD])
 
 
 def _comparison(job: ReportJob, bundle: Bundle) -> tuple[str, str, list[Section]]:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from medvision_ray.reporting import figures
 from medvision_ray.reporting.figures_of_groups import Estimate, dice_by_size, intervals, size_groups
+from medvision_ray.reporting.folds_section import OUT_OF_FOLD, WHAT_IT_IS, Folds, folds_section
+from medvision_ray.reporting.guards_section import Guarded, guards_section
 from medvision_ray.reporting.overlays import Example
 from medvision_ray.reporting.page import Block, Cell, Details, Figure, Figures, Gallery, Section, Table, Text, Tiles
 from medvision_ray.reporting.sections import checked, model_section, runs_section, training_section
@@ -51,6 +53,8 @@ class Evaluated:
         best_epoch: whose weights were kept.
         runs: a row per run with `sections.RUN_COLUMNS`.
         failures: rows of the failures table.
+        guards: name and facts of the training, of an ensemble those of each member.
+        folds: of a cross-validation; None where it is none.
     """
 
     model: Sequence[tuple[str, str]] = ()
@@ -68,6 +72,8 @@ class Evaluated:
     best_epoch: int | None = None
     runs: pd.DataFrame | None = None
     failures: pd.DataFrame | None = None
+    guards: Sequence[Guarded] = ()
+    folds: Folds | None = None
 
 
 WORST_HEADS = ("image_id", "True", "Predicted", "Probability", "Dice")
@@ -87,6 +93,8 @@ def evaluation_sections(content: Evaluated) -> list[Section]:
         _subgroups(metrics),
         _examples(content),
         _all_metrics(metrics),
+        folds_section(content.folds),
+        guards_section(content.guards),
         training_section(content.history, content.best_epoch),
         runs_section(content.runs, content.failures),
         model_section(content.model),
@@ -103,6 +111,8 @@ def _short(metrics: pd.DataFrame | None) -> Section:
     blocks: list[Block] = [Text(said + "such patients may lie, not how another hospital's will."), Tiles(tiles)]
     if metrics is not None:
         whole = one_split(metrics)
+        if (whole["split"] == OUT_OF_FOLD).all():
+            blocks.append(Text(WHAT_IT_IS))
         failed = whole[whole["metric"] == "failed_images"]["value"]
         if len(failed) and failed.iloc[0] > 0:
             blocks.append(Text(f"{failed.iloc[0]:,.0f} images of the split have no prediction and are in no figure."))

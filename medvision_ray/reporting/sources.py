@@ -76,6 +76,32 @@ def details(output: str, bundle: Bundle) -> pd.DataFrame | None:
     return frame
 
 
+def out_of_fold(output: str, bundle: Bundle) -> pd.DataFrame | None:
+    """Truth and prediction of a cross-validation's images, those that were scored; None where this is no ensemble of one."""
+    place = _of_training(output, bundle, "out_of_fold.parquet")
+    if place is None:
+        return None
+    frame: pd.DataFrame = pq.read_table(io.BytesIO(storage.read_bytes(place))).to_pandas()
+    if not set(frame["model_id"].dropna()) <= {member.model_id for member in bundle.members}:
+        return None  # another cross-validation of the same name
+    return frame[frame["error_code"].isna()].reset_index(drop=True)
+
+
+def folds(output: str, bundle: Bundle) -> dict[str, Any] | None:
+    """What a cross-validation says of its folds; None where this is no ensemble of one."""
+    place = _of_training(output, bundle, "folds.json")
+    if place is None:
+        return None
+    found: dict[str, Any] = json.loads(storage.read_bytes(place))
+    same = [row["model_id"] for row in found["folds"]] == [member.model_id for member in bundle.members]
+    return found if same else None
+
+
+def _of_training(output: str, bundle: Bundle, name: str) -> str | None:
+    place = storage.join(output, "training", bundle.name, name)
+    return place if bundle.members and storage.exists(place) else None
+
+
 def comparisons(output: str, bundle: Bundle, baseline: Bundle) -> list[dict[str, Any]]:
     """What the compare job wrote of two models, test splits first."""
     folder = storage.join(output, "comparisons", f"{bundle.model_id}-against-{baseline.model_id}")

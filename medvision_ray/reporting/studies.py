@@ -7,6 +7,7 @@ from the predictions can neither lack nor repeat one of them.
 from __future__ import annotations
 
 import io
+import math
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from medvision_ray import storage, tables
 from medvision_ray.bundle import Bundle
@@ -39,6 +41,8 @@ def studies_schema(classes: tuple[str, ...]) -> pa.Schema:
             pa.field("key_image_id", pa.int64()),
             pa.field("largest_mask_fraction", pa.float64()),
             pa.field("scored_at", tables.TIMESTAMP),
+            # From here on: not in files of earlier versions.
+            *[pa.field(column, pa.float32()) for column in tables.calibrated_columns(classes)],
         ]
     )
 
@@ -48,7 +52,9 @@ def study_rows(output: str, bundle: Bundle) -> pa.Table:
 
     A finding of a multi-label model has the largest probability that any object of the study gives
     it: one series that shows it is enough. The classes of a single-label model have their means over
-    objects. `key_image_id` is the object that gives the study's likeliest class the most, of a model
+    objects. `c_<class>` is the calibrated probability of the study's own `p_<class>`, as for an object of several frames;
+    of a study's largest probability it is no more than that: the calibration was fitted to single objects. It is null where
+    the bundle has no calibration. `key_image_id` is the object that gives the study's likeliest class the most, of a model
     without classes the one with the largest mask. Of an object that was scored again after it
     changed the last row counts. Failures name no study, so a study's row does not tell that one of
     its objects failed.
@@ -104,4 +110,13 @@ def _row(bundle: Bundle, key: Any, study: pd.DataFrame, columns: list[str]) -> d
         "key_image_id": int(study["image_id"].iloc[int(weights.argmax())]),
         "largest_mask_fraction": study["mask_fraction"].max() if study["mask_fraction"].notna().any() else None,
         "scored_at": study["scored_at"].max(),
+        **_calibrated(bundle, merged),
     }
+
+
+def _calibrated(bundle: Bundle, merged: NDArray[np.float32] | None) -> dict[str, float | None]:
+    if bundle.calibration is None or merged is None:
+        return {}
+    values = bundle.calibration.apply(merged[None])[0].tolist()
+    columns = tables.calibrated_columns(bundle.classes)
+    return {name: None if math.isnan(value) else value for name, value in zip(columns, values, strict=True)}

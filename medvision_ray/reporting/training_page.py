@@ -9,10 +9,13 @@ from typing import Any
 import pandas as pd
 
 from medvision_ray.reporting.figures_of_runs import bars, training_speed
+from medvision_ray.reporting.folds_section import Folds, folds_section
+from medvision_ray.reporting.guards_section import Guarded, guards_section
 from medvision_ray.reporting.page import Block, Details, Figure, Figures, Section, Table, Text, Tiles
 from medvision_ray.reporting.sections import learning_curves, model_section, settings_details
 from medvision_ray.reporting.summary import NAMES, Tile, number
 
+_SHOWN_APART = ("labels", "leakage", "shortcuts", "members")
 _TILES = ("val_accuracy", "val_f1", "val_auroc", "val_dice")
 
 
@@ -26,6 +29,8 @@ class Trained:
         trained: the bundle's facts of the training.
         metrics: the bundle's validation metrics.
         settings: other parts of the bundle that a reader may ask for, by heading.
+        guards: name and facts of the training, of an ensemble those of each member.
+        folds: of a cross-validation; None where it is none.
     """
 
     model: Sequence[tuple[str, str]] = ()
@@ -33,6 +38,8 @@ class Trained:
     trained: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    guards: Sequence[Guarded] = ()
+    folds: Folds | None = None
 
 
 def training_sections(content: Trained) -> list[Section]:
@@ -40,7 +47,9 @@ def training_sections(content: Trained) -> list[Section]:
     return [
         _short(content),
         _course(content),
+        folds_section(content.folds),
         _data(content),
+        guards_section(content.guards),
         _speed(content),
         model_section(content.model),
         _settings(content),
@@ -114,6 +123,6 @@ def _speed(content: Trained) -> Section:
 
 
 def _settings(content: Trained) -> Section:
-    rest = {key: value for key, value in content.trained.items() if key != "labels"}
+    rest = {key: value for key, value in content.trained.items() if key not in _SHOWN_APART}
     parts = {"Facts of the training": rest, "Validation metrics": content.metrics, **content.settings}
     return Section("settings", "Settings", [settings_details(name, part) for name, part in parts.items() if part])

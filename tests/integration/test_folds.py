@@ -13,13 +13,17 @@ import pytest
 import ray
 import torch
 
+from medvision_ray import tables
+from medvision_ray.archive.inventory import list_uris
 from medvision_ray.bundle import image_digest, load_bundle
 from medvision_ray.cluster import ray_session
-from medvision_ray.config import RayConfig, TrainJob, build_job
+from medvision_ray.config import RayConfig, ReportJob, TrainJob, build_job
 from medvision_ray.demo.archive import PhantomArchive
 from medvision_ray.learning.folds import cross_validate
 from medvision_ray.learning.labels import load_labels
 from medvision_ray.learning.train import TrainResult
+from medvision_ray.privacy import load_pseudonymiser
+from medvision_ray.reporting.collect import build_report
 
 pytestmark = pytest.mark.integration
 FOLDS = 2
@@ -38,6 +42,7 @@ def validated(phantom: PhantomArchive, tmp_path_factory: pytest.TempPathFactory)
         "batch_size": 8,
         "workers": 1,
         "folds": FOLDS,
+        "privacy": {"demo_key": True},
     }
     job = build_job(TrainJob, data, "the test")
     lines: list[str] = []
@@ -68,6 +73,33 @@ def test_folds_side_by_side_leave_an_ensemble_and_every_image_once(
         assert image_digest(row["uri"]) not in member.train_digest
     patients = [{table.patients[row["row"] - 1] for row in rows if row["fold"] == 1 + fold} for fold in range(FOLDS)]
     assert not patients[0] & patients[1]
+
+
+def test_pooled_metrics_are_those_of_the_rows_and_the_report_shows_them(
+    validated: tuple[TrainJob, TrainResult, list[str]],
+) -> None:
+    job, result, lines = validated
+    rows = pq.read_table(f"{job.output}/training/cv/out_of_fold.parquet").to_pandas()
+    table = load_labels(job.labels)
+    key = load_pseudonymiser(job.privacy)
+    assert rows["patient_key"].tolist() == [key.patient(table.patients[row - 1]) for row in rows["row"]]
+    assert rows["image_id"].tolist() == list_uris(rows["uri"].tolist()).objects["image_id"].to_pylist()
+    metrics = tables.read(job.output, "metrics")
+    assert metrics is not None
+    found = metrics.to_pandas()
+    assert set(found["split"]) == {"out_of_fold"}
+    assert set(found["model_id"]) == {result.bundle.model_id}
+    whole = found[found["subgroup"] == "all"].set_index(["class", "metric"])
+    right = rows["true_label"] == rows["predicted_label"]
+    assert whole.loc[("all", "accuracy"), "value"] == pytest.approx(right[rows["true_label"].notna()].mean())
+    assert whole.loc[("all", "dice"), "value"] == pytest.approx(rows["dice"][rows["true_mask_pixels"] > 0].mean())
+    assert whole.loc[("all", "accuracy"), "n_patients"] == rows["patient_number"].nunique()
+    assert any("out of fold accuracy" in line for line in lines)
+    for kind in ("evaluation", "training"):
+        settings = {"output": job.output, "bundle": result.bundle.uri, "kind": kind}
+        page = Path(build_report(build_job(ReportJob, settings, "the test"))).read_text()
+        assert "Cross-validation" in page
+        assert "Near-duplicates in two splits" in page
 
 
 def test_mean_and_spread_are_those_of_the_folds(validated: tuple[TrainJob, TrainResult, list[str]]) -> None:

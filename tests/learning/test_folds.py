@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from medvision_ray import tables
+from medvision_ray.archive.inventory import list_uris
 from medvision_ray.bundle import Bundle
 from medvision_ray.config import LabelsConfig, PrivacyConfig, TrainJob, build_job
 from medvision_ray.errors import ConfigError, LabelError, MedVisionError, UsageError
@@ -20,7 +22,15 @@ from medvision_ray.learning.feed import Examples, Truth
 from medvision_ray.learning.folds import assign_folds, cross_validate, fold_table, folds_at_once, summarise
 from medvision_ray.learning.ingest import SCHEMA
 from medvision_ray.learning.labels import LabelTable, load_labels
-from medvision_ray.learning.out_of_fold import fold_rows, join_folds, predict_fold
+from medvision_ray.learning.out_of_fold import (
+    GROUPS,
+    PIXELS,
+    fold_rows,
+    identified,
+    is_current,
+    join_folds,
+    predict_fold,
+)
 from medvision_ray.learning.splits import folds_by_patient
 from medvision_ray.learning.train import train
 from medvision_ray.privacy import Pseudonymiser
@@ -195,6 +205,32 @@ def test_out_of_fold_rows_are_what_the_predictor_says_and_failures_keep_their_co
         true = masks[row] > 0
         areas = np.array([[(found & true).sum()], [found.sum()], [true.sum()]], dtype=float)
         assert rows[row]["dice"] == pytest.approx(dice_per_image(*areas)[0], abs=2e-3)
+        counted = [rows[row][name] for name in PIXELS]
+        assert counted[2] == true.sum()
+        np.testing.assert_allclose(counted, areas[:, 0], atol=8)  # batches of another size round otherwise
+        assert rows[row]["dice"] == pytest.approx(2 * counted[0] / (counted[1] + counted[2]))
+
+
+def test_rows_name_images_and_patients_as_predictions_do_and_no_patient_is_in_them(tmp_path: Path) -> None:
+    table = replace(_table(), patients=("DOE-A", "DOE-A", "DOE-B", "DOE-C", "DOE-C", "DOE-D"))
+    facts = [{"height": 9, "width": 8, "frames": 1, "modality": "CT", **dict.fromkeys(GROUPS[1:])}] * 6
+    fold = fold_rows(table, np.arange(6), 1, ("",) * 5 + ("corrupt",), None, facts=[*facts[:5], None])
+    rows = pa.Table.from_pylist(fold.entries, schema=fold.schema)
+    key = Pseudonymiser(b"k" * 32)
+    found = identified(rows, table, None, key)
+    assert found.schema == rows.schema
+    assert found["image_id"].to_pylist() == list_uris(table.uris).objects["image_id"].to_pylist()
+    assert found["patient_key"].to_pylist() == [key.patient(name) for name in table.patients]
+    assert found["patient_number"].to_pylist() == [0, 0, 1, 2, 2, 3]
+    assert found["modality"].to_pylist() == ["CT"] * 5 + [None]
+    assert "DOE" not in str(found.to_pylist())
+    assert identified(rows, table, None, None)["patient_key"].null_count == 6
+    place = str(tmp_path / "fold.parquet")
+    assert not is_current(place, table)
+    pq.write_table(found.drop_columns(["patient_number"]), place)
+    assert not is_current(place, table)  # of an earlier version: predicted again
+    pq.write_table(rows, place)
+    assert is_current(place, table)
 
 
 def test_no_patient_and_no_plain_address_leaves_where_addresses_are_keyed() -> None:

@@ -153,7 +153,7 @@ def test_a_finding_without_a_threshold_is_decided_at_the_default() -> None:
     points, _ = choose_points(
         ValidationScores(scores.classes, True, scores.probabilities, truth, scores.patients), config
     )
-    found = decided_thresholds(points, config, 0.5, 3)
+    found = decided_thresholds(points, config, [0.5] * 3)
     assert found[1] == 0.5
     assert 0.5 not in (found[0], found[2])
 

@@ -12,9 +12,10 @@ import pytest
 from medvision_ray import tables
 from medvision_ray.bundle import Bundle, load_bundle, save_bundle
 from medvision_ray.cli import main
+from medvision_ray.config import ModelConfig, PreprocessConfig
 from medvision_ray.errors import BundleError
 from medvision_ray.fingerprint import Fingerprint, reference_of_categories
-from medvision_ray.model_card import TO_FILL_IN
+from medvision_ray.model_card import TO_FILL_IN, model_card
 from medvision_ray.reporting.card import refresh_card
 
 NOW = datetime(2026, 11, 26, tzinfo=timezone.utc)
@@ -110,6 +111,29 @@ def test_evaluations_come_from_the_newest_rows_and_drift_is_none(
     assert "| patient_sex | F | 80 | 0.600 (0.500 to 0.700) | - | - | - |" in card
     for absent in ("0.111", "0.222", "0.777", "None recorded here"):
         assert absent not in card
+
+
+def test_metrics_of_a_cross_validation_say_whose_they_are(written: Bundle, tmp_path: Path) -> None:
+    row = ("out_of_fold", "all", None, "all", "accuracy", 0.9, 0.8, 0.95)
+    _commit(tmp_path, written.model_id, "folds", NOW, row)
+    refresh_card(written.uri, str(tmp_path))
+    assert "### out_of_fold split of chest\nOf a cross-validation: each image by the model of its own fold" in card_of(
+        written
+    )
+
+
+def test_images_of_the_val_split_are_not_told_as_trained_on() -> None:
+    sexes = reference_of_categories(["F"] * 30, ["p"] * 30, "val")
+    assert sexes is not None
+    document = {
+        "model_id": "m",
+        "trained": {},
+        "architecture": ModelConfig().model_dump(),
+        "classes": ["a"],
+        "multi_label": False,
+    }
+    document |= {"preprocess": PreprocessConfig().model_dump(), "mask_threshold": 0.5, "weights_sha256": "0"}
+    assert "patient_sex" not in model_card(document, {}, 3, fingerprint=Fingerprint({"patient_sex": sexes}))
 
 
 def test_a_refresh_keeps_the_owners_words_and_the_model(written: Bundle, tmp_path: Path) -> None:

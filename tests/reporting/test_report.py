@@ -23,6 +23,8 @@ from medvision_ray.reporting.collect import build_report
 from medvision_ray.reporting.comparison_page import Compared, comparison_sections, verdict
 from medvision_ray.reporting.evaluation_page import Evaluated, evaluation_sections
 from medvision_ray.reporting.figures import Scored
+from medvision_ray.reporting.folds_section import Folds, folds_section
+from medvision_ray.reporting.guards_section import guards_section
 from medvision_ray.reporting.night_page import Night, night_sections
 from medvision_ray.reporting.overlays import Example
 from medvision_ray.reporting.page import Gallery, Page, Section, render
@@ -435,3 +437,101 @@ def test_the_comparison_that_was_written_is_reported(
     assert main(["report", *[part for item in given for part in ("--set", item)], "--json"]) == 0
     written = json.loads(capsys.readouterr().out.splitlines()[-1])["report"]
     assert "Only the model right" in Path(written).read_text()
+
+
+# Guards, shortcuts and folds
+
+
+def guarded(pairs: int = 2, told: bool = True, **leakage: Any) -> dict[str, Any]:
+    examples = [{"rows": [3, 41], "splits": ["train", "test"], "distance": 7}] if pairs else []
+    near = {"pairs": pairs, "compared": 900, "images": {"train": 1, "val": 0, "test": 2}, "examples": examples}
+    return {
+        "leakage": {
+            "patients_in_two_splits": 0,
+            "exact_copies_across_splits": 0,
+            "exact_copies_within_a_split": {"train": 32, "val": 0, "test": 1},
+            "near_duplicates": near,
+            **leakage,
+        },
+        "shortcuts": {
+            "told": told,
+            "sentence": f"SHORTCUT: {HOSTILE} can be told",
+            "classes": {"all": {HOSTILE: {"auroc": 0.71, "ci_low": 0.58, "ci_high": 0.82}}},
+            "alike": ["format"],
+        },
+    }
+
+
+@pytest.mark.parametrize("kind", ["training", "evaluation"])
+def test_what_the_guards_and_the_shortcut_probe_found_is_on_the_page(kind: str) -> None:
+    guards = [(HOSTILE, guarded())]
+    shown = (
+        training_sections(Trained(guards=guards))
+        if kind == "training"
+        else evaluation_sections(Evaluated(guards=guards))
+    )
+    html = page(shown)
+    for words in (
+        "2 pairs of images in different splits look nearly the same: metrics on these images are too good",
+        "train 32, test 1",
+        "2 pairs (1 of train, 2 of test)",
+        "3 and 41",
+        "train and test",
+        "AUROC of the shortcut probe",
+        "0.71",
+        "can be told",
+        "Alike in all images, so they tell nothing: format.",
+    ):
+        assert words in html
+    assert HOSTILE not in html
+
+
+@pytest.mark.parametrize(
+    ("trainings", "words"),
+    [
+        ([("m", {})], "did not record its guards"),
+        ([], "did not record its guards"),
+        ([("m", guarded(pairs=0))], "No two images of different splits look nearly the same"),
+        ([("m", guarded(near_duplicates=None))], "were not looked for"),
+        ([("m", {**guarded(), "shortcuts": None})], "the model tells no classes"),
+    ],
+)
+def test_what_was_not_looked_at_is_said(trainings: list[Any], words: str) -> None:
+    assert words in page([guards_section(trainings)])
+
+
+def test_an_ensemble_shows_every_training_and_the_same_probe_once() -> None:
+    section = guards_section([(f"fold-{number}", guarded(pairs=number)) for number in range(3)])
+    html = page([section])
+    assert all(f"fold-{number}" in html for number in range(3))
+    assert html.count("can be told") == 1
+    assert "3 pairs of images in different splits" in html
+
+
+def folds_of(metrics: pd.DataFrame | None) -> Folds:
+    rows = [
+        {
+            "fold": fold,
+            "images": 1200,
+            "patients": 9,
+            "best_epoch": 3,
+            "metrics": {"val_f1": 0.8 + fold / 100, "val_dice": None},
+        }
+        for fold in (1, 2)
+    ]
+    return Folds({"folds": rows, "mean": {"val_f1": 0.815}, "std": {"val_f1": 0.0071}}, metrics)
+
+
+def test_folds_stand_side_by_side_and_together() -> None:
+    pooled = pd.DataFrame([metric("all", "accuracy", 0.912, ci_low=0.88, ci_high=0.94, split="out_of_fold")])
+    html = page([folds_section(folds_of(pooled))])
+    for words in ("1,200", "0.810", "0.815", "± 0.007", "0.912", "0.880 to 0.940", "it is not measured here"):
+        assert words in html
+    assert "Dice" not in html  # no fold has it
+    assert "are not recorded" in page([folds_section(folds_of(None))])
+
+
+def test_an_evaluation_of_nothing_but_folds_says_what_it_measures() -> None:
+    pooled = pd.DataFrame([metric("all", "accuracy", 0.9, split="out_of_fold")])
+    assert "it is not measured here" in page(evaluation_sections(Evaluated(metrics=pooled)))
+    assert "it is not measured here" not in page(evaluation_sections(Evaluated(metrics=pooled.assign(split="test"))))

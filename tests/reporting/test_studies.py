@@ -8,12 +8,14 @@ from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from medvision_ray import tables
 from medvision_ray.bundle import Bundle
+from medvision_ray.calibration import PlattScaling, TemperatureScaling
 from medvision_ray.cli import main
 from medvision_ray.reporting.studies import study_rows
 
@@ -74,6 +76,23 @@ def test_the_findings_of_a_study_are_the_most_that_any_object_shows(output: str,
     [row] = study_rows(output, findings).to_pylist()
     assert [row[f"p_{name}"] for name in bundle.classes] == pytest.approx([0.6, 0.3, 0.7])
     assert row["predicted_label"] == f"{bundle.classes[0]}|{bundle.classes[2]}"
+
+
+def test_a_study_has_the_calibrated_probability_of_its_own_raw_one(output: str, bundle: Bundle) -> None:
+    [raw] = study_rows(output, bundle).to_pylist()
+    columns = [f"c_{name}" for name in bundle.classes]
+    assert [raw[name] for name in columns] == [None, None, None]
+    soft = TemperatureScaling(2.0)
+    [row] = study_rows(output, replace(bundle, calibration=soft)).to_pylist()
+    expected = soft.apply(np.array([[0.35, 0.25, 0.4]], np.float32))[0]
+    assert [row[name] for name in columns] == pytest.approx(expected)
+    assert {key: value for key, value in row.items() if key not in columns} == {
+        key: value for key, value in raw.items() if key not in columns
+    }
+    findings = replace(bundle, multi_label=True, thresholds=(0.5, 0.5, 0.5))
+    sigmoids = PlattScaling(((0.5, -1.0), None, (1.0, 0.0)))
+    [row] = study_rows(output, replace(findings, calibration=sigmoids)).to_pylist()
+    assert [row[name] for name in columns] == [pytest.approx(0.3106, abs=1e-4), None, pytest.approx(0.7)]
 
 
 def test_of_a_series_that_grew_the_last_row_counts(output: str, bundle: Bundle) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from medvision_ray.config.operations import LoggingConfig
-from medvision_ray.config.sections import DecodeConfig, Positive, RayConfig, Section
+from medvision_ray.config.sections import DecodeConfig, Positive, PrivacyConfig, RayConfig, Section
 
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 
@@ -116,6 +116,21 @@ class ScaleConfig(Section):
         return self
 
 
+class RecordConfig(Section):
+    """Whether answers are kept as rows of the tables that score jobs write (docs/serving.md)."""
+
+    output: str | None = None
+    """Folder or URI whose tables take a row for every answer, as the `output` of score jobs; null keeps none."""
+    every_seconds: Annotated[float, Field(ge=1, le=3600)] = 60.0
+    """Rows wait so long for others to be committed with; each commit is a run of its own in `runs`."""
+    max_waiting_rows: Positive = 10_000
+    """Rows that may wait, as while the store is away; beyond them requests are refused (503) until they are written."""
+    max_waiting_bytes: Positive = 256 << 20
+    """Likewise of their masks, in bytes."""
+    masks: bool = True
+    """Keep the masks, as `save_masks` of score jobs does."""
+
+
 class ServeJob(Section):
     """Answer single images over HTTP with the models of bundles."""
 
@@ -125,6 +140,10 @@ class ServeJob(Section):
     """How often bundles are looked at for a new version, which then takes over without a request lost; 0 never looks."""
     worklist: str | None = None
     """The `output` of score jobs, whose tables the viewer's worklist shows and whose images it opens; null shows none."""
+    record: RecordConfig = RecordConfig()
+    """Whether answers are kept as rows of the tables."""
+    privacy: PrivacyConfig = PrivacyConfig()
+    """Pseudonyms and header fields of those rows, as for score jobs; the key is needed with `record.output` alone."""
     http: HttpConfig = HttpConfig()
     """Address, token, TLS."""
     limits: RequestLimits = RequestLimits()

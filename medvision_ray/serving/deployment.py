@@ -18,7 +18,9 @@ from medvision_ray.defects import describe
 from medvision_ray.native import LARGEST_REUSED_BYTES
 from medvision_ray.serving.app import create_app
 from medvision_ray.serving.local import LocalEngine
+from medvision_ray.serving.metrics import ServingMetrics
 from medvision_ray.serving.models import Item, Scored
+from medvision_ray.serving.recording import Recorder
 from medvision_ray.serving.security import load_token
 
 NAME = "medvision"
@@ -43,13 +45,15 @@ class Replica:
         scale = self._settings.scale
         self._batched.set_max_batch_size(scale.batch_size or (128 if scale.gpus else 16))
         self._batched.set_batch_wait_timeout_s(scale.batch_wait_ms / 1000)
-        self._engine = LocalEngine(self._settings, self._score, self._predicting)
+        self._metrics = ServingMetrics()
+        recorder = Recorder(self._settings, self._metrics) if self._settings.record.output else None
+        self._engine = LocalEngine(self._settings, self._score, self._predicting, recorder)
         await asyncio.get_running_loop().run_in_executor(self._predicting, self._engine.start)
         self._watching = asyncio.create_task(self._watch())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """What Ray Serve calls for the application once this is made."""
-        return create_app(self._engine, self._settings, self._token, on_defect=_tell)
+        return create_app(self._engine, self._settings, self._token, on_defect=_tell, metrics=self._metrics)
 
     async def _score(self, item: Item) -> Scored:
         found: Scored = await self._batched(item)
@@ -81,7 +85,7 @@ class Replica:
 
     async def __del__(self) -> None:
         self._watching.cancel()
-        self._engine.close()
+        await asyncio.to_thread(self._engine.close)
 
 
 def _tell(request_id: str, error: Exception) -> None:

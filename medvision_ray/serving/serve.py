@@ -13,6 +13,7 @@ from medvision_ray.cluster import ray_session
 from medvision_ray.config.serving import ServeJob
 from medvision_ray.errors import UsageError
 from medvision_ray.logs import Reporter, silent
+from medvision_ray.privacy import load_pseudonymiser
 from medvision_ray.serving.security import load_token
 
 _LOOK_SECONDS = 5.0
@@ -22,7 +23,7 @@ def serve(settings: ServeJob, say: Reporter = silent) -> dict[str, Any]:
     """Serve until SIGINT or SIGTERM, which end it after the requests under way.
 
     Raises:
-        UsageError: the address needs a token or readable TLS files.
+        UsageError: the address needs a token or readable TLS files; answers are kept, and the pseudonym key is not there.
         BundleError: a bundle can't be used.
     """
     with serving(settings, say):
@@ -35,6 +36,8 @@ def serving(settings: ServeJob, say: Reporter = silent) -> Iterator[str]:
     """The server, for the block; answers its address."""
     token = load_token(settings.http)
     _check_files(settings)
+    if settings.record.output:
+        load_pseudonymiser(settings.privacy)
     models = [load_bundle(uri).model_id for uri in settings.bundles]
     with ray_session(settings.ray):
         from ray import serve as ray_serve

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from fastapi.testclient import TestClient
 from medvision_ray.config.serving import HttpConfig, RequestLimits, ServeJob, ServingDecodeConfig
 from medvision_ray.errors import UsageError
 from medvision_ray.imaging.errors import DecodeError, ErrorCode
+from medvision_ray.serving.admission import Admission
 from medvision_ray.serving.answers import Answer, ImageFacts, ModelFacts, Timing
 from medvision_ray.serving.app import create_app
 from medvision_ray.serving.engine import PredictOptions
@@ -180,6 +182,53 @@ def test_only_so_many_requests_are_taken_on_and_the_rest_told_to_come_again() ->
     assert int(refused.headers["retry-after"]) >= 1
     assert app.state.admission.requests == 0
     assert app.state.admission.body_bytes == 0
+
+
+def test_as_many_are_taken_on_as_can_be_answered_in_time() -> None:
+    """By the pace of the last answers, here 0.1 s each: in 0.55 s five, and two whatever the pace."""
+    admission = Admission(RequestLimits(max_in_flight=100, expected_seconds=0.55))
+    assert taken(admission) == 100
+    admission._paces.extend([0.1] * 16)
+    assert taken(admission) == 5
+    admission._paces.append(20.0)  # one volume of hundreds of slices
+    assert taken(admission) == 5
+    admission._paces.extend([3.0] * 16)
+    assert taken(admission) == 2
+    assert taken(Admission(RequestLimits(max_in_flight=7, expected_seconds=None))) == 7
+
+
+def taken(admission: Admission) -> int:
+    """How many requests are taken on before one is refused."""
+    with contextlib.ExitStack() as stack:
+        with pytest.raises(RequestError) as caught:
+            any(stack.enter_context(admission.admit()) is None for _ in range(1000))
+        assert (caught.value.status, caught.value.code) == (429, "overloaded")
+        return admission.requests
+
+
+def test_the_pace_is_the_time_of_an_answer_shared_by_those_under_way() -> None:
+    admission = Admission(RequestLimits())
+
+    async def answer(seconds: float) -> None:
+        with admission.working():
+            await asyncio.sleep(seconds)
+
+    async def run() -> None:
+        await asyncio.gather(*(answer(0.1 * number) for number in range(1, 5)))
+
+    asyncio.run(run())
+    assert admission.seconds_per_request == pytest.approx(0.1, rel=0.3)
+    assert admission._working == 0
+
+
+def test_a_refusal_is_no_measure_of_the_pace_and_an_answer_too_late_is() -> None:
+    admission = Admission(RequestLimits())
+    with pytest.raises(RequestError), admission.working():
+        raise RequestError(422, "truncated", "x")
+    assert admission.seconds_per_request is None
+    with pytest.raises(TimeoutError), admission.working():
+        raise TimeoutError
+    assert admission.seconds_per_request is not None
 
 
 def test_bodies_together_are_limited() -> None:

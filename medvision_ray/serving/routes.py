@@ -185,6 +185,7 @@ async def _predict(request: Request, engine: Engine, options: PredictOptions) ->
         try:
             with state.admission.working():
                 answer, response = await asyncio.wait_for(_answer(engine, data, options, form), limit)
+                state.admission.answered(answer.image.frames)
         except (asyncio.TimeoutError, TimeoutError):
             raise RequestError(504, "answer_timeout", f"The answer was not ready within {limit:g} s.") from None
     state.metrics.scored(answer)

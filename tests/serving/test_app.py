@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from fastapi.testclient import TestClient
 from medvision_ray.config.serving import HttpConfig, RequestLimits, ServeJob, ServingDecodeConfig
 from medvision_ray.errors import UsageError
 from medvision_ray.imaging.errors import DecodeError, ErrorCode
+from medvision_ray.serving import admission as admission_module
 from medvision_ray.serving.admission import Admission
 from medvision_ray.serving.answers import Answer, ImageFacts, ModelFacts, Timing
 from medvision_ray.serving.app import create_app
@@ -184,16 +186,49 @@ def test_only_so_many_requests_are_taken_on_and_the_rest_told_to_come_again() ->
     assert app.state.admission.body_bytes == 0
 
 
-def test_as_many_are_taken_on_as_can_be_answered_in_time() -> None:
-    """By the pace of the last answers, here 0.1 s each: in 0.55 s five, and two whatever the pace."""
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A clock that is set by hand: `clock.now += 1.0`."""
+    made = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(admission_module.time, "perf_counter", lambda: made.now)
+    return made
+
+
+def serve_batch(admission: Admission, clock: Any, requests: int, seconds: float, frames: int = 1) -> None:
+    """So many requests are answered at once after so long; then nobody asks for an hour."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(requests):
+            stack.enter_context(admission.working())
+        clock.now += seconds
+        for _ in range(requests):
+            admission.answered(frames)
+    clock.now += 3600
+
+
+@pytest.mark.parametrize("batch", [1, 5, 16])
+def test_the_pace_is_that_of_answers_while_busy_whatever_the_batches(clock: Any, batch: int) -> None:
+    admission = Admission(RequestLimits())
+    assert admission.seconds_per_frame == 0
+    for _ in range(10):
+        serve_batch(admission, clock, batch, 0.1 * batch)
+        assert admission.seconds_per_frame == pytest.approx(0.1, rel=0.3)
+    for _ in range(-(-65 // batch)):
+        serve_batch(admission, clock, batch, 0.2 * batch)
+    assert admission.seconds_per_frame == pytest.approx(0.2, rel=0.3)
+
+
+def test_as_many_are_taken_on_as_can_be_answered_in_time(clock: Any) -> None:
+    """At 0.1 s each five in 0.55 s; and two whatever the pace."""
     admission = Admission(RequestLimits(max_in_flight=100, expected_seconds=0.55))
     assert taken(admission) == 100
-    admission._paces.extend([0.1] * 16)
+    for _ in range(64):
+        serve_batch(admission, clock, 1, 0.1)
     assert taken(admission) == 5
-    admission._paces.append(20.0)  # one volume of hundreds of slices
-    assert taken(admission) == 5
-    admission._paces.extend([3.0] * 16)
-    assert taken(admission) == 2
+    serve_batch(admission, clock, 1, 20.0, frames=300)
+    assert taken(admission) >= 5
+    with admission.working():
+        clock.now += 60  # a standstill shows while it lasts
+        assert taken(admission) == 2
     assert taken(Admission(RequestLimits(max_in_flight=7, expected_seconds=None))) == 7
 
 
@@ -206,29 +241,11 @@ def taken(admission: Admission) -> int:
         return admission.requests
 
 
-def test_the_pace_is_the_time_of_an_answer_shared_by_those_under_way() -> None:
-    admission = Admission(RequestLimits())
-
-    async def answer(seconds: float) -> None:
-        with admission.working():
-            await asyncio.sleep(seconds)
-
-    async def run() -> None:
-        await asyncio.gather(*(answer(0.1 * number) for number in range(1, 5)))
-
-    asyncio.run(run())
-    assert admission.seconds_per_request == pytest.approx(0.1, rel=0.3)
-    assert admission._working == 0
-
-
-def test_a_refusal_is_no_measure_of_the_pace_and_an_answer_too_late_is() -> None:
-    admission = Admission(RequestLimits())
-    with pytest.raises(RequestError), admission.working():
-        raise RequestError(422, "truncated", "x")
-    assert admission.seconds_per_request is None
-    with pytest.raises(TimeoutError), admission.working():
-        raise TimeoutError
-    assert admission.seconds_per_request is not None
+def test_an_answer_counts_its_frames_for_the_pace() -> None:
+    app = create_app(Fake(), settings())
+    client(app).post("/v1/predict", content=PNG, headers={"Content-Type": "image/png"})
+    assert [frames for _, frames in app.state.admission._answers] == [0, 1]
+    assert app.state.admission.seconds_per_frame > 0
 
 
 def test_bodies_together_are_limited() -> None:

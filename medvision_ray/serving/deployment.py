@@ -19,14 +19,16 @@ from medvision_ray.native import LARGEST_REUSED_BYTES
 from medvision_ray.serving.app import create_app
 from medvision_ray.serving.local import LocalEngine
 from medvision_ray.serving.metrics import ServingMetrics
-from medvision_ray.serving.models import Item, Scored
+from medvision_ray.serving.model_memory import Scored
+from medvision_ray.serving.models import Item
+from medvision_ray.serving.predicting_process import PredictingProcess
 from medvision_ray.serving.recording import Recorder
 from medvision_ray.serving.security import load_token
 
 NAME = "medvision"
 _OVERFLOW = 64
 """Requests that reach a replica beyond those that it takes on, to be refused in our own words; further ones are by Serve."""
-# `native.reuse_freed_memory` for a process whose threads are there before it can be called: the network runs in one of them.
+# `native.reuse_freed_memory`, also for the predicting process, whatever threads it has.
 _MEMORY = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(LARGEST_REUSED_BYTES),
@@ -47,7 +49,8 @@ class Replica:
         self._batched.set_batch_wait_timeout_s(scale.batch_wait_ms / 1000)
         self._metrics = ServingMetrics()
         recorder = Recorder(self._settings, self._metrics) if self._settings.record.output else None
-        self._engine = LocalEngine(self._settings, self._score, self._predicting, recorder)
+        memory = PredictingProcess(self._settings)
+        self._engine = LocalEngine(self._settings, self._score, self._predicting, recorder, memory)
         await asyncio.get_running_loop().run_in_executor(self._predicting, self._engine.start)
         self._watching = asyncio.create_task(self._watch())
 

@@ -20,8 +20,10 @@ from medvision_ray.serving.answers import Answer, Explanation, ModelFacts
 from medvision_ray.serving.decoders import Decoders
 from medvision_ray.serving.drawing import png_base64
 from medvision_ray.serving.engine import PredictOptions
-from medvision_ray.serving.models import Item, Models, Scored, Served, StaleModelError
+from medvision_ray.serving.model_memory import Scored, StaleModelError
+from medvision_ray.serving.models import Item, Models, Served
 from medvision_ray.serving.online_runs import entry_of
+from medvision_ray.serving.predicting_process import PredictingProcess
 from medvision_ray.serving.receiving import sniff
 from medvision_ray.serving.recording import Recorder
 from medvision_ray.tables import probability_columns
@@ -36,6 +38,7 @@ class LocalEngine:
         score: scores one item, in a batch with others; None scores each alone.
         predicting: one thread, in which all that needs the network is done.
         recorder: keeps rows of what was scored or could not be; None keeps none.
+        memory: the process that predicts; None is this one.
     """
 
     def __init__(
@@ -44,8 +47,9 @@ class LocalEngine:
         score: Score | None = None,
         predicting: Executor | None = None,
         recorder: Recorder | None = None,
+        memory: PredictingProcess | None = None,
     ) -> None:
-        self.models_served = Models(settings)
+        self.models_served = Models(settings, memory)
         self.decoders = Decoders(settings.decode, settings.scale.decoders)
         self._score = score or self._score_alone
         self._predicting = predicting or ThreadPoolExecutor(1, thread_name_prefix="predict")
@@ -71,6 +75,7 @@ class LocalEngine:
         """End the decoding processes, and write the rows that wait."""
         self._ready = False
         self.decoders.close()
+        self.models_served.memory.close()
         if self._recorder:
             self._recorder.close(self._closing_seconds)
 

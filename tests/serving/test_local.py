@@ -314,7 +314,7 @@ def test_a_new_version_takes_over_and_what_is_under_way_keeps_the_old_one(tmp_pa
     after = predict(engine, picture)
     assert (before.model_id, after.model_id) == (old.model_id, new.model_id)
     assert before.classes != after.classes
-    still = asyncio.run(engine._predict(picture, RLE, under_way))
+    still = asyncio.run(engine._predict(picture, RLE, under_way, {"image_id": 0, "uri": "", "etag": ""}))
     assert (still.model_id, still.classes) == (old.model_id, before.classes)
     engine.close()
 

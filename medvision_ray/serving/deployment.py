@@ -26,8 +26,9 @@ from medvision_ray.serving.recording import Recorder
 from medvision_ray.serving.security import load_token
 
 NAME = "medvision"
-_OVERFLOW = 64
-"""Requests that reach a replica beyond those that it takes on, to be refused in our own words; further ones are by Serve."""
+_OVERFLOW = 16
+"""Requests that reach a replica beyond those that it takes on, and that wait before it, to be refused in our own words; further
+ones are by Serve, at once. More would keep requests that are taken on waiting behind refusals."""
 # `native.reuse_freed_memory`, also for the predicting process, whatever threads it has.
 _MEMORY = {
     "MALLOC_ARENA_MAX": "1",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -158,6 +159,25 @@ def test_a_slow_answer_is_504() -> None:
 
     http = client(create_app(Fake(sleep), settings(limits=RequestLimits(answer_seconds=0.05))))
     problem(http.post("/v1/predict", content=PNG, headers={"Content-Type": "image/png"}), 504, "answer_timeout")
+
+
+def test_a_body_that_arrives_too_slowly_is_408_and_frees_its_place() -> None:
+    httpx = pytest.importorskip("httpx2")
+    engine = Fake()
+    app = create_app(engine, settings(limits=RequestLimits(body_seconds=0.05)))
+
+    async def body() -> AsyncIterator[bytes]:
+        yield PNG
+        await asyncio.sleep(5)
+        yield PNG
+
+    async def run() -> Any:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url=HOME) as http:
+            return await http.post("/v1/predict", content=body(), headers={"Content-Type": "image/png"})
+
+    problem(asyncio.run(run()), 408, "body_timeout")
+    assert engine.seen == []
+    assert (app.state.admission.requests, app.state.admission.body_bytes) == (0, 0)
 
 
 def test_only_so_many_requests_are_taken_on_and_the_rest_told_to_come_again() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from medvision_ray.config import PrivacyConfig
@@ -122,6 +123,7 @@ class LocalEngine:
         row = await self._score((served, Outcome(entry, ready, effort, 1)))
         if isinstance(row, Exception):
             raise row
+        effort = replace(effort, predict_seconds=row["predict_seconds"])  # known where it was predicted
         loop, kind = asyncio.get_running_loop(), sniff(data) or "dicom"
         explanation = await self._explanation(served, ready, row) if options.explain else None
 

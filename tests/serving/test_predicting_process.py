@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
 import signal
@@ -23,6 +24,8 @@ from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
 from medvision_ray.scoring.objects import Effort, ObjectReader
 from medvision_ray.scoring.preparing import Outcome
 from medvision_ray.serving import predicting_process
+from medvision_ray.serving.engine import PredictOptions
+from medvision_ray.serving.local import LocalEngine
 from medvision_ray.serving.model_memory import ModelMemory, StaleModelError
 from medvision_ray.serving.predicting_process import PredictingProcess
 from medvision_ray.serving.problems import RequestError
@@ -67,6 +70,20 @@ def test_rows_and_explanations_are_those_of_this_process(
     assert process.loaded() == here.loaded() == {bundle.model_id}
     ready = outcomes[0].result
     assert np.array_equal(process.explain(bundle, ready, 0, 1), here.explain(bundle, ready, 0, 1))  # type: ignore[arg-type]
+
+
+def test_an_answer_says_what_predicting_cost(
+    process: PredictingProcess, job: ServeJob, phantom: PhantomArchive
+) -> None:
+    engine = LocalEngine(job, memory=process)
+    data = next(Path(phantom.night_1).rglob("chest.dcm")).read_bytes()
+    answer = asyncio.run(engine.predict(data, PredictOptions("0" * 32, explain="gradcam")))
+    engine.decoders.close()
+    timing = answer.timing
+    assert timing.decode_ms > 0
+    assert timing.predict_ms > 0
+    assert timing.decode_ms + timing.preprocess_ms + timing.predict_ms < timing.total_ms
+    assert answer.explanation is not None
 
 
 def test_errors_come_through(process: PredictingProcess, bundle: Bundle, outcomes: list[Outcome]) -> None:

@@ -45,6 +45,13 @@ from medvision_ray.serving.serve import serving
 BATCH = 16
 ENTRY = {"image_id": 0, "uri": "", "etag": ""}
 HEADERS = {"Content-Type": "application/dicom"}
+REPLICA = "ServeReplica:medvision"
+PARTS = {
+    "proxy": "ProxyActor",
+    "replica": REPLICA,
+    "decoding": "medvision_ray.serving.tasks",
+    "predicting": "medvision_ray.serving.predicting_process",
+}
 
 
 def make_bundle(folder: Path, size: int) -> Bundle:
@@ -172,17 +179,40 @@ def told(times: list[float], seen: dict[int, int], took: float) -> dict[str, Any
     }
 
 
-def replica_pid() -> int:
-    """The replica among this process's descendants."""
+def descendants() -> dict[int, str]:
+    """Command lines of this process and those that it started, by id."""
     parents, commands = {}, {}
     for place in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             parents[int(place.name)] = int((place / "stat").read_text().rpartition(")")[2].split()[1])
-            commands[int(place.name)] = (place / "cmdline").read_bytes()
+            commands[int(place.name)] = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     ours = {os.getpid()}
     while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
         ours |= more
-    return next(pid for pid in ours if b"ServeReplica:medvision" in commands.get(pid, b""))
+    return {pid: commands[pid] for pid in ours if pid in commands}
+
+
+def replica_pid() -> int:
+    """The replica among this process's descendants."""
+    return next(pid for pid, command in descendants().items() if REPLICA in command)
+
+
+def cpu_seconds() -> dict[str, float]:
+    """CPU seconds so far of the server's parts and of this process, which the clients are in."""
+    spent: dict[str, float] = {}
+    for pid, command in descendants().items():
+        part = next((part for part, sign in PARTS.items() if sign in command), "rest of Ray")
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks = int(fields[11]) + int(fields[12])
+            name = "clients" if pid == os.getpid() else part
+            spent[name] = spent.get(name, 0.0) + ticks / os.sysconf("SC_CLK_TCK")
+    return spent
+
+
+def cpu_ms_each(before: dict[str, float], after: dict[str, float], count: int) -> dict[str, float]:
+    """CPU ms of every part an answer."""
+    return {part: round(1000 * (spent - before.get(part, 0.0)) / count, 1) for part, spent in sorted(after.items())}
 
 
 def killed(address: str, contents: list[bytes], seconds: float) -> dict[str, Any]:
@@ -215,8 +245,10 @@ def measure(contents: list[bytes], bundle: Bundle, seconds: float, say: Callable
     )
     with serving(job) as address:
         load(address, contents, 4, 3)
+        before = cpu_seconds()
         times, _, _ = load(address, contents, 1, seconds, pause=0.02)
-        low = {"p50_ms": milliseconds(times, 0.5), "p90_ms": milliseconds(times, 0.9)}
+        cost = cpu_ms_each(before, cpu_seconds(), len(times))
+        low = {"p50_ms": milliseconds(times, 0.5), "p90_ms": milliseconds(times, 0.9), "cpu_ms_each": cost}
         say(f"served, one client: {low}")
         times, seen, took = load(address, contents, BATCH, seconds)
         full = len(times) / took

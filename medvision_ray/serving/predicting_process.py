@@ -1,8 +1,9 @@
 """A replica's predicting process (`python -m medvision_ray.serving.predicting_process`): the network computes apart from the requests.
 
 In one process a network of hundreds of small operations waits for the interpreter's lock after each of them, up to 5 ms
-while requests are parsed or refused: 20 % of a core spent on requests cost the network half of its speed. Parent and child
-are one program and talk in pickles over pipes of their own; what clients send is decoded elsewhere (`serving.decoders`).
+while requests are parsed or refused: beside a thread that was busy a fifth of the time it took 1.5 times as long, beside one
+that was busy half of it 2.2 times. Parent and child are one program and talk in pickles over pipes of their own; what
+clients send is decoded elsewhere (`serving.decoders`).
 """
 
 from __future__ import annotations

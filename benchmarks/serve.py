@@ -20,14 +20,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx2 as httpx
 import numpy as np
 import torch
 from facts import machine, print_table, write_results
+from http_load import Load, load
 
 from medvision_ray.bundle import Bundle, save_bundle
 from medvision_ray.config import DecodeConfig, ModelConfig, PreprocessConfig, RayConfig
@@ -44,7 +43,6 @@ from medvision_ray.serving.serve import serving
 
 BATCH = 16
 ENTRY = {"image_id": 0, "uri": "", "etag": ""}
-HEADERS = {"Content-Type": "application/dicom"}
 REPLICA = "ServeReplica:medvision"
 PARTS = {
     "proxy": "ProxyActor",
@@ -124,58 +122,14 @@ class Bare:
         return found
 
 
-def load(
-    address: str, contents: list[bytes], clients: int, seconds: float, pause: float = 0.0, *, patient: bool = False
-) -> tuple[list[float], dict[int, int], float]:
-    """Latencies of accepted requests, answers by status (0: connection lost), and seconds, with so many closed-loop clients.
-
-    Args:
-        pause: seconds between an answer and the next request.
-        patient: who is refused comes again after Retry-After, else after 50 ms whatever it says.
-    """
-    stop = threading.Event()
-
-    def client(number: int) -> tuple[list[float], dict[int, int]]:
-        times: list[float] = []
-        seen: dict[int, int] = {}
-        with httpx.Client(base_url=address, timeout=60) as http:
-            while not stop.is_set():
-                number += 1
-                started = time.perf_counter()
-                status, wait = 0, 0.05
-                with contextlib.suppress(httpx.TransportError):
-                    body = contents[number % len(contents)]
-                    answer = http.post("/v1/predict", content=body, headers=HEADERS)
-                    status = answer.status_code
-                    if patient:
-                        wait = float(answer.headers.get("retry-after", wait))
-                seen[status] = seen.get(status, 0) + 1
-                if status == 200:
-                    times.append(time.perf_counter() - started)
-                stop.wait(pause if status == 200 else wait)
-        return times, seen
-
-    started = time.perf_counter()
-    with ThreadPoolExecutor(clients) as pool:
-        futures = [pool.submit(client, number) for number in range(clients)]
-        time.sleep(seconds)
-        stop.set()
-        results = [future.result() for future in futures]
-    total: dict[int, int] = {}
-    for _, seen in results:
-        for status, count in seen.items():
-            total[status] = total.get(status, 0) + count
-    return [value for times, _ in results for value in times], total, time.perf_counter() - started
-
-
-def told(times: list[float], seen: dict[int, int], took: float) -> dict[str, Any]:
+def told(found: Load) -> dict[str, Any]:
     """What a load came to."""
     return {
-        "offered_per_second": round(sum(seen.values()) / took, 1),
-        "accepted_per_second": round(len(times) / took, 1),
-        "accepted_p50_ms": milliseconds(times, 0.5),
-        "accepted_p99_ms": milliseconds(times, 0.99),
-        "by_status": seen,
+        "offered_per_second": round(sum(found.by_status.values()) / found.took, 1),
+        "accepted_per_second": round(len(found.seconds) / found.took, 1),
+        "accepted_p50_ms": milliseconds(found.seconds, 0.5),
+        "accepted_p99_ms": milliseconds(found.seconds, 0.99),
+        "by_status": found.by_status,
     }
 
 
@@ -218,8 +172,9 @@ def cpu_ms_each(before: dict[str, float], after: dict[str, float], count: int) -
 def killed(address: str, contents: list[bytes], seconds: float) -> dict[str, Any]:
     """Kill the replica under load; clients send again what was lost or refused for now."""
     threading.Timer(2, lambda: os.kill(replica_pid(), signal.SIGKILL)).start()
-    times, seen, _ = load(address, contents, 4, seconds)
-    return {"answered": len(times), "told_to_come_again_or_lost": sum(seen.values()) - len(times), "by_status": seen}
+    found = load(address, contents, 4, seconds)
+    answered, seen = len(found.seconds), found.by_status
+    return {"answered": answered, "told_to_come_again_or_lost": sum(seen.values()) - answered, "by_status": seen}
 
 
 def milliseconds(values: list[float], share: float) -> float:
@@ -246,17 +201,17 @@ def measure(contents: list[bytes], bundle: Bundle, seconds: float, say: Callable
     with serving(job) as address:
         load(address, contents, 4, 3)
         before = cpu_seconds()
-        times, _, _ = load(address, contents, 1, seconds, pause=0.02)
+        times = load(address, contents, 1, seconds, pause=0.02).seconds
         cost = cpu_ms_each(before, cpu_seconds(), len(times))
         low = {"p50_ms": milliseconds(times, 0.5), "p90_ms": milliseconds(times, 0.9), "cpu_ms_each": cost}
         say(f"served, one client: {low}")
-        times, seen, took = load(address, contents, BATCH, seconds)
-        full = len(times) / took
-        say(f"served at saturation: {full:.1f} objects/s {seen}")
+        saturated = load(address, contents, BATCH, seconds)
+        times, full = saturated.seconds, len(saturated.seconds) / saturated.took
+        say(f"served at saturation: {full:.1f} objects/s {saturated.by_status}")
         # Patient clients come again each second: 160 of them ask for 10 times of what two cores answer.
-        overload = told(*load(address, contents, 10 * BATCH, seconds, patient=True))
+        overload = told(load(address, contents, 10 * BATCH, seconds, patient=True))
         say(f"10 times overload: {overload}")
-        hammered = told(*load(address, contents, 10 * BATCH, seconds))
+        hammered = told(load(address, contents, 10 * BATCH, seconds))
         say(f"the same clients, not heeding Retry-After: {hammered}")
         lost = killed(address, contents, max(seconds, 20.0))
         say(f"replica killed: {lost}")

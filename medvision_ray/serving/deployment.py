@@ -26,9 +26,13 @@ from medvision_ray.serving.recording import Recorder
 from medvision_ray.serving.security import load_token
 
 NAME = "medvision"
-_OVERFLOW = 16
-"""Requests that reach a replica beyond those that it takes on, and that wait before it, to be refused in our own words; further
-ones are by Serve, at once. More would keep requests that are taken on waiting behind refusals."""
+_HEALTH_SECONDS = 2.0
+"""How soon a replica that died is missed; Serve's own 10 s would be most of the time until there is another."""
+_OVERFLOW = 8
+"""Requests that reach a replica beyond those that it takes on, to be refused in our own words."""
+_QUEUED = 4
+"""Requests that wait before a replica; further ones are refused by Serve, at once. With 16, those that were taken on had waited
+behind others, to be refused, for longer than their answer took."""
 # `native.reuse_freed_memory`, also for the predicting process, whatever threads it has.
 _MEMORY = {
     "MALLOC_ARENA_MAX": "1",
@@ -109,7 +113,7 @@ def application(settings: ServeJob, token: str | None) -> Any:
         name=NAME,
         ray_actor_options={"num_cpus": scale.cpus, "num_gpus": gpus, "runtime_env": {"env_vars": _MEMORY}},
         max_ongoing_requests=settings.limits.max_in_flight + _OVERFLOW,
-        max_queued_requests=_OVERFLOW,
+        max_queued_requests=_QUEUED,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         autoscaling_config=AutoscalingConfig(
             min_replicas=scale.min_replicas,
@@ -117,6 +121,7 @@ def application(settings: ServeJob, token: str | None) -> Any:
             target_ongoing_requests=scale.target_in_flight,
         ),
         graceful_shutdown_timeout_s=patience,
+        health_check_period_s=_HEALTH_SECONDS,
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
     )
     return deployment.bind(settings.model_dump_json(), token)

@@ -68,8 +68,10 @@ class LocalEngine:
         if self._recorder:
             load_pseudonymiser(PrivacyConfig.model_validate_json(self._privacy["privacy"]))
             self._recorder.start()
-        self.decoders.start()
-        self.models_served.load(self.models_served.find(None))
+        with ThreadPoolExecutor(1) as beside:  # both wait for processes of their own to import
+            decoding = beside.submit(self.decoders.start)
+            self.models_served.load(self.models_served.find(None))
+            decoding.result()
         self._ready = True
 
     def close(self) -> None:

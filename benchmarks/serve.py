@@ -20,14 +20,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx2 as httpx
 import numpy as np
 import torch
 from facts import machine, print_table, write_results
+from http_load import Load, load
 
 from medvision_ray.bundle import Bundle, save_bundle
 from medvision_ray.config import DecodeConfig, ModelConfig, PreprocessConfig, RayConfig
@@ -44,7 +43,13 @@ from medvision_ray.serving.serve import serving
 
 BATCH = 16
 ENTRY = {"image_id": 0, "uri": "", "etag": ""}
-HEADERS = {"Content-Type": "application/dicom"}
+REPLICA = "ServeReplica:medvision"
+PARTS = {
+    "proxy": "ProxyActor",
+    "replica": REPLICA,
+    "decoding": "medvision_ray.serving.tasks",
+    "predicting": "medvision_ray.serving.predicting_process",
+}
 
 
 def make_bundle(folder: Path, size: int) -> Bundle:
@@ -117,62 +122,59 @@ class Bare:
         return found
 
 
-def load(
-    address: str, contents: list[bytes], clients: int, seconds: float, pause: float = 0.0
-) -> tuple[list[float], dict[int, int], float]:
-    """Latencies of accepted requests, answers by status (0: connection lost), and seconds, with so many closed-loop clients."""
-    stop = threading.Event()
-
-    def client(number: int) -> tuple[list[float], dict[int, int]]:
-        times: list[float] = []
-        seen: dict[int, int] = {}
-        with httpx.Client(base_url=address, timeout=60) as http:
-            while not stop.is_set():
-                number += 1
-                started = time.perf_counter()
-                try:
-                    status = http.post(
-                        "/v1/predict", content=contents[number % len(contents)], headers=HEADERS
-                    ).status_code
-                except httpx.TransportError:
-                    status = 0
-                seen[status] = seen.get(status, 0) + 1
-                if status == 200:
-                    times.append(time.perf_counter() - started)
-                time.sleep(pause if status == 200 else 0.05)
-        return times, seen
-
-    started = time.perf_counter()
-    with ThreadPoolExecutor(clients) as pool:
-        futures = [pool.submit(client, number) for number in range(clients)]
-        time.sleep(seconds)
-        stop.set()
-        results = [future.result() for future in futures]
-    total: dict[int, int] = {}
-    for _, seen in results:
-        for status, count in seen.items():
-            total[status] = total.get(status, 0) + count
-    return [value for times, _ in results for value in times], total, time.perf_counter() - started
+def told(found: Load) -> dict[str, Any]:
+    """What a load came to."""
+    return {
+        "offered_per_second": round(sum(found.by_status.values()) / found.took, 1),
+        "accepted_per_second": round(len(found.seconds) / found.took, 1),
+        "accepted_p50_ms": milliseconds(found.seconds, 0.5),
+        "accepted_p99_ms": milliseconds(found.seconds, 0.99),
+        "by_status": found.by_status,
+    }
 
 
-def replica_pid() -> int:
-    """The replica among this process's descendants."""
+def descendants() -> dict[int, str]:
+    """Command lines of this process and those that it started, by id."""
     parents, commands = {}, {}
     for place in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             parents[int(place.name)] = int((place / "stat").read_text().rpartition(")")[2].split()[1])
-            commands[int(place.name)] = (place / "cmdline").read_bytes()
+            commands[int(place.name)] = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     ours = {os.getpid()}
     while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
         ours |= more
-    return next(pid for pid in ours if b"ServeReplica:medvision" in commands.get(pid, b""))
+    return {pid: commands[pid] for pid in ours if pid in commands}
+
+
+def replica_pid() -> int:
+    """The replica among this process's descendants."""
+    return next(pid for pid, command in descendants().items() if REPLICA in command)
+
+
+def cpu_seconds() -> dict[str, float]:
+    """CPU seconds so far of the server's parts and of this process, which the clients are in."""
+    spent: dict[str, float] = {}
+    for pid, command in descendants().items():
+        part = next((part for part, sign in PARTS.items() if sign in command), "rest of Ray")
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks = int(fields[11]) + int(fields[12])
+            name = "clients" if pid == os.getpid() else part
+            spent[name] = spent.get(name, 0.0) + ticks / os.sysconf("SC_CLK_TCK")
+    return spent
+
+
+def cpu_ms_each(before: dict[str, float], after: dict[str, float], count: int) -> dict[str, float]:
+    """CPU ms of every part an answer."""
+    return {part: round(1000 * (spent - before.get(part, 0.0)) / count, 1) for part, spent in sorted(after.items())}
 
 
 def killed(address: str, contents: list[bytes], seconds: float) -> dict[str, Any]:
     """Kill the replica under load; clients send again what was lost or refused for now."""
     threading.Timer(2, lambda: os.kill(replica_pid(), signal.SIGKILL)).start()
-    times, seen, _ = load(address, contents, 4, seconds)
-    return {"answered": len(times), "told_to_come_again_or_lost": sum(seen.values()) - len(times), "by_status": seen}
+    found = load(address, contents, 4, seconds)
+    answered, seen = len(found.seconds), found.by_status
+    return {"answered": answered, "told_to_come_again_or_lost": sum(seen.values()) - answered, "by_status": seen}
 
 
 def milliseconds(values: list[float], share: float) -> float:
@@ -198,14 +200,19 @@ def measure(contents: list[bytes], bundle: Bundle, seconds: float, say: Callable
     )
     with serving(job) as address:
         load(address, contents, 4, 3)
-        times, _, _ = load(address, contents, 1, seconds, pause=0.02)
-        low = {"p50_ms": milliseconds(times, 0.5), "p90_ms": milliseconds(times, 0.9)}
+        before = cpu_seconds()
+        times = load(address, contents, 1, seconds, pause=0.02).seconds
+        cost = cpu_ms_each(before, cpu_seconds(), len(times))
+        low = {"p50_ms": milliseconds(times, 0.5), "p90_ms": milliseconds(times, 0.9), "cpu_ms_each": cost}
         say(f"served, one client: {low}")
-        times, seen, took = load(address, contents, BATCH, seconds)
-        full = len(times) / took
-        say(f"served at saturation: {full:.1f} objects/s {seen}")
-        times_over, seen_over, _ = load(address, contents, 10 * BATCH, seconds)
-        say(f"10 times overload: {seen_over}")
+        saturated = load(address, contents, BATCH, seconds)
+        times, full = saturated.seconds, len(saturated.seconds) / saturated.took
+        say(f"served at saturation: {full:.1f} objects/s {saturated.by_status}")
+        # Patient clients come again each second: 160 of them ask for 10 times of what two cores answer.
+        overload = told(load(address, contents, 10 * BATCH, seconds, patient=True))
+        say(f"10 times overload: {overload}")
+        hammered = told(load(address, contents, 10 * BATCH, seconds))
+        say(f"the same clients, not heeding Retry-After: {hammered}")
         lost = killed(address, contents, max(seconds, 20.0))
         say(f"replica killed: {lost}")
     return {
@@ -214,12 +221,8 @@ def measure(contents: list[bytes], bundle: Bundle, seconds: float, say: Callable
         "throughput_ratio": round(full / alone, 3),
         "added_p50_ms": round(low["p50_ms"] - milliseconds(single, 0.5), 2),
         "saturation": {"clients": BATCH, "p50_ms": milliseconds(times, 0.5), "p99_ms": milliseconds(times, 0.99)},
-        "overload": {
-            "clients": 10 * BATCH,
-            "accepted_p50_ms": milliseconds(times_over, 0.5),
-            "accepted_p99_ms": milliseconds(times_over, 0.99),
-            "by_status": seen_over,
-        },
+        "overload": {"clients": 10 * BATCH, **overload},
+        "overload_without_heeding_retry_after": {"clients": 10 * BATCH, **hammered},
         "killed_replica": lost,
     }
 

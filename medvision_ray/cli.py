@@ -178,6 +178,7 @@ def _add_serve_options(parser: argparse.ArgumentParser) -> None:
         ("--host", "http.host", "address to listen on"),
         ("--port", "http.port", "TCP port"),
         ("--worklist", "worklist", "`output` of score jobs whose tables the viewer page lists"),
+        ("--record", "record.output", "folder or URI whose tables keep a row of every answer"),
     ):
         parser.add_argument(flag, dest=key, help=f"{text} (`{key}`)")
 
@@ -366,7 +367,7 @@ def _report(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
 def _serve(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     found = [
         f"{key}={value}"
-        for key in ("http.host", "http.port", "worklist")
+        for key in ("http.host", "http.port", "worklist", "record.output")
         if (value := getattr(options, key)) is not None
     ]
     if options.bundle:

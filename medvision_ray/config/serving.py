@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from medvision_ray.config.operations import LoggingConfig
-from medvision_ray.config.sections import DecodeConfig, Positive, RayConfig, Section
+from medvision_ray.config.sections import DecodeConfig, Positive, PrivacyConfig, RayConfig, Section
 
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 
@@ -60,6 +60,9 @@ class RequestLimits(Section):
 
     max_in_flight: Positive = 16
     """Requests that a replica works on or holds at once; more are answered 429 with Retry-After. Twice the batch on a GPU."""
+    expected_seconds: Seconds | None = 1.5
+    """Longest time that an answer may be expected to take, by the requests in flight and the pace of the last 64; beyond it
+    they are answered 429. Two are always taken on. Null: `max_in_flight` alone bounds the wait."""
     max_body_bytes_in_flight: Positive = 1 << 30
     """Bytes of bodies that a replica holds at once; more are answered 429."""
     body_seconds: Seconds = 60.0
@@ -116,6 +119,21 @@ class ScaleConfig(Section):
         return self
 
 
+class RecordConfig(Section):
+    """Whether answers are kept as rows of the tables that score jobs write (docs/serving.md)."""
+
+    output: str | None = None
+    """Folder or URI whose tables take a row for every answer, as the `output` of score jobs; null keeps none."""
+    every_seconds: Annotated[float, Field(ge=1, le=3600)] = 60.0
+    """Rows wait so long for others to be committed with; each commit is a run of its own in `runs`."""
+    max_waiting_rows: Positive = 10_000
+    """Rows that may wait, as while the store is away; beyond them requests are refused (503) until they are written."""
+    max_waiting_bytes: Positive = 256 << 20
+    """Likewise of their masks, in bytes."""
+    masks: bool = True
+    """Keep the masks, as `save_masks` of score jobs does."""
+
+
 class ServeJob(Section):
     """Answer single images over HTTP with the models of bundles."""
 
@@ -125,6 +143,10 @@ class ServeJob(Section):
     """How often bundles are looked at for a new version, which then takes over without a request lost; 0 never looks."""
     worklist: str | None = None
     """The `output` of score jobs, whose tables the viewer's worklist shows and whose images it opens; null shows none."""
+    record: RecordConfig = RecordConfig()
+    """Whether answers are kept as rows of the tables."""
+    privacy: PrivacyConfig = PrivacyConfig()
+    """Pseudonyms and header fields of those rows, as for score jobs; the key is needed with `record.output` alone."""
     http: HttpConfig = HttpConfig()
     """Address, token, TLS."""
     limits: RequestLimits = RequestLimits()

@@ -43,6 +43,7 @@ def create_app(
     *,
     routers: Sequence[APIRouter] = (),
     on_defect: Callable[[str, Exception], None] = _say_nothing,
+    metrics: ServingMetrics | None = None,
 ) -> FastAPI:
     """Make the application.
 
@@ -52,13 +53,14 @@ def create_app(
         token: bearer token that requests must carry; None asks for none (`security.load_token`).
         routers: further routers, before the static pages.
         on_defect: is told the request's id and an error that nobody expected, to log it without its text.
+        metrics: counts of this process; None begins at nothing.
     """
     app = FastAPI(title="medvision_ray", version=__version__, description=_ABOUT, docs_url=None, redoc_url=None)
     app.state.engine = engine
     app.state.settings = settings
     app.state.token = token
     app.state.admission = Admission(settings.limits)
-    app.state.metrics = ServingMetrics()
+    app.state.metrics = metrics or ServingMetrics()
     for router in (*ROUTERS, Viewing(settings).router, page_router(), *routers):
         app.include_router(router)
     app.mount("/", StaticPages(directory=STATIC, html=True), name="static")

@@ -18,13 +18,22 @@ from medvision_ray.defects import describe
 from medvision_ray.native import LARGEST_REUSED_BYTES
 from medvision_ray.serving.app import create_app
 from medvision_ray.serving.local import LocalEngine
-from medvision_ray.serving.models import Item, Scored
+from medvision_ray.serving.metrics import ServingMetrics
+from medvision_ray.serving.model_memory import Scored
+from medvision_ray.serving.models import Item
+from medvision_ray.serving.predicting_process import PredictingProcess
+from medvision_ray.serving.recording import Recorder
 from medvision_ray.serving.security import load_token
 
 NAME = "medvision"
-_OVERFLOW = 64
-"""Requests that reach a replica beyond those that it takes on, to be refused in our own words; further ones are by Serve."""
-# `native.reuse_freed_memory` for a process whose threads are there before it can be called: the network runs in one of them.
+_HEALTH_SECONDS = 2.0
+"""How soon a replica that died is missed; Serve's own 10 s would be most of the time until there is another."""
+_OVERFLOW = 8
+"""Requests that reach a replica beyond those that it takes on, to be refused in our own words."""
+_QUEUED = 4
+"""Requests that wait before a replica; further ones are refused by Serve, at once. With 16, those that were taken on had waited
+behind others, to be refused, for longer than their answer took."""
+# `native.reuse_freed_memory`, also for the predicting process, whatever threads it has.
 _MEMORY = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_THRESHOLD_": str(LARGEST_REUSED_BYTES),
@@ -43,13 +52,16 @@ class Replica:
         scale = self._settings.scale
         self._batched.set_max_batch_size(scale.batch_size or (128 if scale.gpus else 16))
         self._batched.set_batch_wait_timeout_s(scale.batch_wait_ms / 1000)
-        self._engine = LocalEngine(self._settings, self._score, self._predicting)
+        self._metrics = ServingMetrics()
+        recorder = Recorder(self._settings, self._metrics) if self._settings.record.output else None
+        memory = PredictingProcess(self._settings)
+        self._engine = LocalEngine(self._settings, self._score, self._predicting, recorder, memory)
         await asyncio.get_running_loop().run_in_executor(self._predicting, self._engine.start)
         self._watching = asyncio.create_task(self._watch())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """What Ray Serve calls for the application once this is made."""
-        return create_app(self._engine, self._settings, self._token, on_defect=_tell)
+        return create_app(self._engine, self._settings, self._token, on_defect=_tell, metrics=self._metrics)
 
     async def _score(self, item: Item) -> Scored:
         found: Scored = await self._batched(item)
@@ -81,7 +93,7 @@ class Replica:
 
     async def __del__(self) -> None:
         self._watching.cancel()
-        self._engine.close()
+        await asyncio.to_thread(self._engine.close)
 
 
 def _tell(request_id: str, error: Exception) -> None:
@@ -101,7 +113,7 @@ def application(settings: ServeJob, token: str | None) -> Any:
         name=NAME,
         ray_actor_options={"num_cpus": scale.cpus, "num_gpus": gpus, "runtime_env": {"env_vars": _MEMORY}},
         max_ongoing_requests=settings.limits.max_in_flight + _OVERFLOW,
-        max_queued_requests=_OVERFLOW,
+        max_queued_requests=_QUEUED,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         autoscaling_config=AutoscalingConfig(
             min_replicas=scale.min_replicas,
@@ -109,6 +121,7 @@ def application(settings: ServeJob, token: str | None) -> Any:
             target_ongoing_requests=scale.target_in_flight,
         ),
         graceful_shutdown_timeout_s=patience,
+        health_check_period_s=_HEALTH_SECONDS,
         logging_config={"enable_access_log": False, "log_level": "WARNING"},
     )
     return deployment.bind(settings.model_dump_json(), token)

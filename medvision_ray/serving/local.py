@@ -6,18 +6,27 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
+from medvision_ray.config import PrivacyConfig
 from medvision_ray.config.serving import ServeJob
-from medvision_ray.scoring.objects import Effort, PreparedObject
+from medvision_ray.imaging.errors import DecodeError
+from medvision_ray.privacy import load_pseudonymiser
+from medvision_ray.scoring.objects import Effort, Failure, PreparedObject
 from medvision_ray.scoring.preparing import Outcome
+from medvision_ray.scoring.rows import failed_row
 from medvision_ray.serving.answering import answer_of
 from medvision_ray.serving.answers import Answer, Explanation, ModelFacts
 from medvision_ray.serving.decoders import Decoders
 from medvision_ray.serving.drawing import png_base64
 from medvision_ray.serving.engine import PredictOptions
-from medvision_ray.serving.models import Item, Models, Scored, Served, StaleModelError
+from medvision_ray.serving.model_memory import Scored, StaleModelError
+from medvision_ray.serving.models import Item, Models, Served
+from medvision_ray.serving.online_runs import entry_of
+from medvision_ray.serving.predicting_process import PredictingProcess
 from medvision_ray.serving.receiving import sniff
+from medvision_ray.serving.recording import Recorder
 from medvision_ray.tables import probability_columns
 
 Score = Callable[[Item], Awaitable[Scored]]
@@ -29,25 +38,49 @@ class LocalEngine:
     Args:
         score: scores one item, in a batch with others; None scores each alone.
         predicting: one thread, in which all that needs the network is done.
+        recorder: keeps rows of what was scored or could not be; None keeps none.
+        memory: the process that predicts; None is this one.
     """
 
-    def __init__(self, settings: ServeJob, score: Score | None = None, predicting: Executor | None = None) -> None:
-        self.models_served = Models(settings)
+    def __init__(
+        self,
+        settings: ServeJob,
+        score: Score | None = None,
+        predicting: Executor | None = None,
+        recorder: Recorder | None = None,
+        memory: PredictingProcess | None = None,
+    ) -> None:
+        self.models_served = Models(settings, memory)
         self.decoders = Decoders(settings.decode, settings.scale.decoders)
         self._score = score or self._score_alone
         self._predicting = predicting or ThreadPoolExecutor(1, thread_name_prefix="predict")
+        self._recorder = recorder
+        self._privacy = {"privacy": settings.privacy.model_dump_json()} if recorder else {}
+        self._closing_seconds = settings.limits.body_seconds + settings.limits.answer_seconds
         self._ready = False
 
     def start(self) -> None:
-        """Start the decoding processes and load the default model."""
-        self.decoders.start()
-        self.models_served.load(self.models_served.find(None))
+        """Start the decoding processes and load the default model.
+
+        Raises:
+            UsageError: rows are to be kept, and the site's pseudonym key is not there.
+        """
+        if self._recorder:
+            load_pseudonymiser(PrivacyConfig.model_validate_json(self._privacy["privacy"]))
+            self._recorder.start()
+        with ThreadPoolExecutor(1) as beside:  # both wait for processes of their own to import
+            decoding = beside.submit(self.decoders.start)
+            self.models_served.load(self.models_served.find(None))
+            decoding.result()
         self._ready = True
 
     def close(self) -> None:
-        """End the decoding processes."""
+        """End the decoding processes, and write the rows that wait."""
         self._ready = False
         self.decoders.close()
+        self.models_served.memory.close()
+        if self._recorder:
+            self._recorder.close(self._closing_seconds)
 
     def ready(self) -> bool:
         """Whether `start` is through."""
@@ -68,20 +101,31 @@ class LocalEngine:
 
     async def predict(self, data: bytes, options: PredictOptions) -> Answer:
         """Score one object."""
+        entry: dict[str, Any] = {"image_id": 0, "uri": "", "etag": ""}
+        if self._recorder:
+            self._recorder.check_room()
+            entry = await asyncio.to_thread(entry_of, options.request_id, data)
+        served = self.models_served.find(options.model)
         try:
-            return await self._predict(data, options, self.models_served.find(options.model))
-        except StaleModelError:  # a new version has taken over meanwhile
-            return await self._predict(data, options, self.models_served.find(options.model))
+            try:
+                return await self._predict(data, options, served, entry)
+            except StaleModelError:  # a new version has taken over meanwhile
+                served = self.models_served.find(options.model)
+                return await self._predict(data, options, served, entry)
+        except DecodeError as error:
+            if self._recorder:
+                self._recorder.add(served.bundle, failed_row(entry, Failure.of(error)))
+            raise
 
-    async def _predict(self, data: bytes, options: PredictOptions, served: Served) -> Answer:
+    async def _predict(self, data: bytes, options: PredictOptions, served: Served, entry: dict[str, Any]) -> Answer:
         started = time.perf_counter()
-        facts, pixels = await self.decoders.run("prepare", data, {"preprocess": served.preprocess})
+        facts, pixels = await self.decoders.run("prepare", data, {"preprocess": served.preprocess, **self._privacy})
         effort = Effort(**facts["effort"])
-        entry = {"image_id": 0, "uri": "", "etag": ""}
         ready = PreparedObject.from_facts(facts, pixels)
         row = await self._score((served, Outcome(entry, ready, effort, 1)))
         if isinstance(row, Exception):
             raise row
+        effort = replace(effort, predict_seconds=row["predict_seconds"])  # known where it was predicted
         loop, kind = asyncio.get_running_loop(), sniff(data) or "dicom"
         explanation = await self._explanation(served, ready, row) if options.explain else None
 
@@ -96,7 +140,10 @@ class LocalEngine:
                 explanation=explanation,
             )
 
-        return await loop.run_in_executor(None, answer)
+        found = await loop.run_in_executor(None, answer)
+        if self._recorder:
+            self._recorder.add(served.bundle, row)
+        return found
 
     async def _explanation(self, served: Served, ready: PreparedObject, row: dict[str, Any]) -> Explanation | None:
         """Grad-CAM of the likeliest class in the key frame; None for a model without classes."""

@@ -37,6 +37,20 @@ class ServingMetrics:
             "medvision_serve_in_flight", "Requests that were taken on and not answered yet.", registry=self._registry
         )
 
+        self.rows_waiting = Gauge(
+            "medvision_serve_record_waiting",
+            "Rows of answers that are not in the tables yet (`record`).",
+            registry=self._registry,
+        )
+        self.rows_written = Counter(
+            "medvision_serve_record_rows", "Rows of answers that were committed to the tables.", registry=self._registry
+        )
+        self.record_errors = Counter(
+            "medvision_serve_record_errors",
+            "Commits that the tables' store refused; they are tried again.",
+            registry=self._registry,
+        )
+
     def answered(self, status: int, code: str, seconds: float) -> None:
         """Count an answer of POST /v1/predict."""
         self._answers.labels(str(int(status)), code).inc()

@@ -1,13 +1,10 @@
-"""The models that are served: found by name, loaded on demand, the least recently used let go, new versions taken over."""
+"""The models that are served: found by name, new versions taken over."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import threading
-from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,18 +13,14 @@ from medvision_ray import storage
 from medvision_ray.bundle import Bundle, load_bundle
 from medvision_ray.config.serving import ServeJob
 from medvision_ray.errors import BundleError, StorageError
-from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
 from medvision_ray.imaging.preprocess import preprocess_id
-from medvision_ray.native import reuse_freed_memory
 from medvision_ray.promotion import resolve
 from medvision_ray.scoring.objects import PreparedObject
-from medvision_ray.scoring.predicting import RowMaker
 from medvision_ray.scoring.preparing import Outcome
 from medvision_ray.serving.answers import ModelFacts
+from medvision_ray.serving.model_memory import ModelMemory, Scored
+from medvision_ray.serving.predicting_process import PredictingProcess
 from medvision_ray.serving.problems import RequestError
-
-if TYPE_CHECKING:
-    from medvision_ray.scoring.predictor import Predictor
 
 _CARD, _YAML = "MODEL_CARD.md", "bundle.yaml"
 
@@ -50,33 +43,20 @@ class Served:
 
 
 Item = tuple[Served, Outcome]
-Scored = dict[str, Any] | Exception
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model in memory."""
-
-    predictor: Predictor
-    rows: RowMaker
-
-
-class StaleModelError(BundleError):
-    """A version is no longer in memory and its files are another version's by now."""
 
 
 class Models:
-    """State is which version of each bundle is served, and which models are in memory.
+    """State is which version of each bundle is served. Every method may be called from any thread.
 
-    Every method may be called from any thread.
+    Args:
+        memory: where models are loaded and computed with; None is this process.
     """
 
-    def __init__(self, settings: ServeJob) -> None:
+    def __init__(self, settings: ServeJob, memory: ModelMemory | PredictingProcess | None = None) -> None:
         self._settings = settings
-        self._lock = threading.Lock()
         self._served = [_read(uri) for uri in settings.bundles]
         _check_names(self._served)
-        self._loaded: OrderedDict[str, Loaded] = OrderedDict()
+        self.memory = memory or ModelMemory(settings)
 
     def find(self, model: str | None) -> Served:
         """A model by id or name; None is the default.
@@ -92,40 +72,21 @@ class Models:
                 return one
         raise RequestError(404, "unknown_model", "There is no model of this id or name; see /v1/models.")
 
-    def load(self, served: Served) -> Loaded:
-        """The loaded model; may take seconds.
+    def load(self, served: Served) -> None:
+        """Have a model in memory; may take seconds.
 
         Raises:
             StaleModelError: see there.
         """
-        with self._lock:
-            key = served.bundle.model_id
-            loaded = self._loaded.get(key)
-            if loaded is None:
-                loaded = self._make(served)
-                while len(self._loaded) >= self._settings.scale.models_in_memory:
-                    self._loaded.popitem(last=False)
-                self._loaded[key] = loaded
-            self._loaded.move_to_end(key)
-            return loaded
+        self.memory.load(served.bundle)
 
     def score(self, items: list[Item]) -> list[Scored]:
         """Rows of a batch, or for an item its error: one that fails costs the others nothing."""
-        found: list[Scored] = [BundleError("not scored")] * len(items)
-        groups: dict[str, list[int]] = {}
-        for place, (served, _) in enumerate(items):
-            groups.setdefault(served.bundle.model_id, []).append(place)
-        for places in groups.values():
-            for place, result in zip(places, self._score([items[place] for place in places]), strict=True):
-                found[place] = result
-        return found
+        return self.memory.score([(served.bundle, outcome) for served, outcome in items])
 
     def explain(self, served: Served, ready: PreparedObject, frame: int, class_index: int) -> NDArray[np.uint8]:
         """Grad-CAM of a class in a frame on the source's grid: shape `(rows, columns)`, 255 the most evidence."""
-        from medvision_ray.scoring.explain import to_source
-
-        found = self.load(served).predictor.explain(np.array(ready.pixels[frame : frame + 1]), class_index)[0]
-        return np.rint(to_source(found, ready.transform) * 255).astype(np.uint8)
+        return self.memory.explain(served.bundle, ready, frame, class_index)
 
     def refresh(self) -> list[str]:
         """Look for new versions, load them, and serve them from then on; answers their ids.
@@ -148,7 +109,7 @@ class Models:
 
     def facts(self) -> list[ModelFacts]:
         """What is served."""
-        served, loaded = self._served, set(self._loaded)
+        served, loaded = self._served, self.memory.loaded()
         return [
             ModelFacts(
                 id=one.bundle.model_id,
@@ -165,34 +126,6 @@ class Models:
             )
             for place, one in enumerate(served)
         ]
-
-    def _score(self, items: list[Item]) -> list[Scored]:
-        try:
-            rows = self.load(items[0][0]).rows.rows(outcome for _, outcome in items)
-            return list(rows)
-        except StaleModelError as error:
-            return [error] * len(items)
-        except Exception as error:  # a model that fails on one object must not fail its company
-            if len(items) > 1:
-                return [result for item in items for result in self._score([item])]
-            kind = type(error).__name__[:64]
-            code = ErrorCode.OUT_OF_MEMORY if isinstance(error, MemoryError) else ErrorCode.INTERNAL_ERROR
-            return [DecodeError(code, Stage.PREDICT, exception=kind)]
-
-    def _make(self, served: Served) -> Loaded:
-        import torch
-
-        from medvision_ray.scoring.predictor import Predictor
-
-        torch.set_num_threads(1)  # as in the batch job; replicas are the parallelism
-        reuse_freed_memory()
-        scale = self._settings.scale
-        size = scale.batch_size or (128 if torch.cuda.is_available() else 16)
-        try:
-            predictor = Predictor(served.bundle, scale.precision, batch_frames=size)
-        except BundleError:
-            raise StaleModelError("The model's files are of another version by now.") from None
-        return Loaded(predictor, RowMaker(served.bundle, predictor, size, True, reduced=self._settings.decode.reduced))
 
 
 def _version(uri: str) -> str:

@@ -183,7 +183,9 @@ async def _predict(request: Request, engine: Engine, options: PredictOptions) ->
             raise RequestError(406, "not_acceptable", "A DICOM SEG object is made of a DICOM object alone.")
         limit = settings.limits.answer_seconds
         try:
-            answer, response = await asyncio.wait_for(_answer(engine, data, options, form), limit)
+            with state.admission.working():
+                answer, response = await asyncio.wait_for(_answer(engine, data, options, form), limit)
+                state.admission.answered(answer.image.frames)
         except (asyncio.TimeoutError, TimeoutError):
             raise RequestError(504, "answer_timeout", f"The answer was not ready within {limit:g} s.") from None
     state.metrics.scored(answer)

@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from medvision_ray.config import DecodeConfig, PreprocessConfig
+from medvision_ray.config import DecodeConfig, PreprocessConfig, PrivacyConfig
 from medvision_ray.imaging.decode import decode
 from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
 from medvision_ray.imaging.preprocess import show_frame
+from medvision_ray.privacy import Pseudonymiser, load_pseudonymiser
 from medvision_ray.scoring.objects import Effort, ObjectReader
 from medvision_ray.scoring.pipes import OUT_OF_MEMORY_STATUS, answer_with, limit_memory, own_stdout
 from medvision_ray.serving.pixel_task import pixels
@@ -34,13 +35,13 @@ def prepare(data: bytes, options: dict[str, Any], limits: DecodeConfig) -> tuple
     """Decode and prepare: the same function as the batch job's.
 
     Args:
-        options: `preprocess`, JSON of the bundle's.
+        options: `preprocess`, JSON of the bundle's; `privacy`, JSON of the site's policy where rows are kept.
 
     Returns:
         `PreparedObject.facts` with `effort`, and the prepared pixels.
     """
     effort = Effort(bytes_read=len(data))
-    reader = ObjectReader(limits, _preprocess(options["preprocess"]), None)
+    reader = ObjectReader(limits, _preprocess(options["preprocess"]), _pseudonymiser(options.get("privacy")))
     ready = reader.prepare(data, effort)
     facts = {**ready.facts(), "effort": dataclasses.asdict(effort)}
     return facts, np.ascontiguousarray(ready.pixels).tobytes()
@@ -77,6 +78,12 @@ TASKS: Mapping[str, Task] = {"prepare": prepare, "overlay": overlay, "segment": 
 @lru_cache(maxsize=32)
 def _preprocess(text: str) -> PreprocessConfig:
     return PreprocessConfig.model_validate_json(text)
+
+
+@lru_cache(maxsize=1)
+def _pseudonymiser(policy: str | None) -> Pseudonymiser | None:
+    """The site's key is read here, from where the policy says, and does not travel."""
+    return load_pseudonymiser(PrivacyConfig.model_validate_json(policy)) if policy else None
 
 
 def _serve() -> None:

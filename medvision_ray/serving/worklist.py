@@ -5,7 +5,7 @@ Addresses stay here: an address can hold a patient's name, and the page needs no
 
 from __future__ import annotations
 
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta, timezone
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from medvision_ray import tables
 from medvision_ray.scoring.masks import decode_mask
 from medvision_ray.serving.drawing import contours
+from medvision_ray.serving.online_runs import JOB as ONLINE_JOB
 
 DEFAULT_NIGHTS = 30
 Text = Annotated[str, Field(min_length=1, max_length=200)]
@@ -33,7 +34,7 @@ _WHEN = {"predictions": "scored_at", "failures": "failed_at"}
 """With `_KEY`, what names a row within a table."""
 _HIDDEN = frozenset({"uri", "etag", "mask", "frame_results"})
 """Of a row of predictions; masks and frames leave as contours."""
-_NO_MASK = {"mask_fraction": None, "mask_area_mm2": None, "mask_box": None}
+_FINISHED = pads.field("scored").is_valid() & pads.field("finished_at").is_valid()
 
 
 class Query(BaseModel):
@@ -69,8 +70,7 @@ class Query(BaseModel):
 
 def choices(output: str, nights: int = DEFAULT_NIGHTS) -> dict[str, Any]:
     """What there is to filter by: the last runs, and models, labels, modalities and error codes of their rows."""
-    runs = _runs(output)
-    since = _since(runs, nights)
+    since = _since(output, nights)
     found: dict[str, set[Any]] = {"models": set(), "modalities": set(), "labels": set(), "error_codes": set()}
     recent = pads.field("run_date") >= since if since else None
     for table, column, name in (
@@ -83,9 +83,8 @@ def choices(output: str, nights: int = DEFAULT_NIGHTS) -> dict[str, Any]:
         rows = tables.read(output, table, [column], recent)
         if rows is not None:
             found[name].update(value for value in pc.unique(rows[column]).to_pylist() if value is not None)
-    shown = [run for run in runs if since and run["finished_at"].date() >= since]
     return {
-        "runs": [_plain(run) for run in shown],
+        "runs": [_plain(run) for run in _runs(output, since)] if since else [],
         "labels": sorted({part for label in found.pop("labels") for part in label.split("|") if part}),
         **{name: sorted(values) for name, values in found.items()},
     }
@@ -167,16 +166,26 @@ def address(output: str, image_id: int) -> tuple[str, str] | None:
     return None
 
 
-def _runs(output: str) -> list[dict[str, Any]]:
-    """Finished runs of scoring, the newest first."""
-    rows = tables.read(output, "runs", _RUN_COLUMNS)
-    runs = [] if rows is None else [row for row in rows.to_pylist() if row["scored"] is not None and row["finished_at"]]
+def _runs(output: str, since: date) -> list[dict[str, Any]]:
+    """Finished runs of scoring since a day, the newest first; not those of single answers, of which there are many a day."""
+    condition = _FINISHED & (pads.field("finished_at") >= pa.scalar(_midnight(since), tables.TIMESTAMP))
+    rows = tables.read(output, "runs", _RUN_COLUMNS, condition & (pads.field("job") != ONLINE_JOB))
+    runs = [] if rows is None else rows.to_pylist()
     return sorted(runs, key=lambda run: run["finished_at"], reverse=True)
 
 
-def _since(runs: list[dict[str, Any]], nights: int) -> date | None:
+def _since(output: str, nights: int) -> date | None:
     """First day of the last `nights`, counted back from the newest run; a run's rows carry the day it began."""
-    return min(runs[0]["started_at"], runs[0]["finished_at"]).date() - timedelta(days=nights - 1) if runs else None
+    runs = tables.read(output, "runs", ["started_at", "finished_at"], _FINISHED)
+    if runs is None or not runs.num_rows:
+        return None
+    newest = runs.take(pc.select_k_unstable(runs, 1, [("finished_at", "descending")])).to_pylist()[0]
+    day: date = min(newest["started_at"] or newest["finished_at"], newest["finished_at"]).date()
+    return day - timedelta(days=nights - 1)
+
+
+def _midnight(day: date) -> datetime:
+    return datetime(day.year, day.month, day.day, tzinfo=timezone.utc)
 
 
 def _condition(output: str, query: Query, probability: str) -> pads.Expression:
@@ -184,7 +193,7 @@ def _condition(output: str, query: Query, probability: str) -> pads.Expression:
     if query.run_key:
         condition &= pads.field("run_key") == query.run_key
     else:
-        since = _since(_runs(output), query.nights)
+        since = _since(output, query.nights)
         condition &= pads.field("run_date") >= since if since else pads.scalar(True)
     if query.model_id:
         condition &= pads.field("model_id") == query.model_id

@@ -117,7 +117,7 @@ def answer(image: MedicalImage, options: PredictOptions) -> Answer:
         key_frame=middle,
         mask=masks[middle],
         frames=[FrameAnswer(frame=index, **whole, mask=mask) for index, mask in enumerate(masks)] if several else [],
-        explanation=Explanation(**{"kind": "gradcam", "class": "consolidation", "png": _heat(rows, columns)}),
+        explanation=Explanation(kind="gradcam", class_name="consolidation", png=_heat(rows, columns)),
         timing=Timing(decode_ms=8, preprocess_ms=2, predict_ms=20, total_ms=31),
     )
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +15,8 @@ from fastapi.testclient import TestClient
 from medvision_ray.config.serving import HttpConfig, RequestLimits, ServeJob, ServingDecodeConfig
 from medvision_ray.errors import UsageError
 from medvision_ray.imaging.errors import DecodeError, ErrorCode
+from medvision_ray.serving import admission as admission_module
+from medvision_ray.serving.admission import Admission
 from medvision_ray.serving.answers import Answer, ImageFacts, ModelFacts, Timing
 from medvision_ray.serving.app import create_app
 from medvision_ray.serving.engine import PredictOptions
@@ -156,6 +161,25 @@ def test_a_slow_answer_is_504() -> None:
     problem(http.post("/v1/predict", content=PNG, headers={"Content-Type": "image/png"}), 504, "answer_timeout")
 
 
+def test_a_body_that_arrives_too_slowly_is_408_and_frees_its_place() -> None:
+    httpx = pytest.importorskip("httpx2")
+    engine = Fake()
+    app = create_app(engine, settings(limits=RequestLimits(body_seconds=0.05)))
+
+    async def body() -> AsyncIterator[bytes]:
+        yield PNG
+        await asyncio.sleep(5)
+        yield PNG
+
+    async def run() -> Any:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url=HOME) as http:
+            return await http.post("/v1/predict", content=body(), headers={"Content-Type": "image/png"})
+
+    problem(asyncio.run(run()), 408, "body_timeout")
+    assert engine.seen == []
+    assert (app.state.admission.requests, app.state.admission.body_bytes) == (0, 0)
+
+
 def test_only_so_many_requests_are_taken_on_and_the_rest_told_to_come_again() -> None:
     httpx = pytest.importorskip("httpx2")
     release = asyncio.Event()
@@ -180,6 +204,68 @@ def test_only_so_many_requests_are_taken_on_and_the_rest_told_to_come_again() ->
     assert int(refused.headers["retry-after"]) >= 1
     assert app.state.admission.requests == 0
     assert app.state.admission.body_bytes == 0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A clock that is set by hand: `clock.now += 1.0`."""
+    made = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(admission_module.time, "perf_counter", lambda: made.now)
+    return made
+
+
+def serve_batch(admission: Admission, clock: Any, requests: int, seconds: float, frames: int = 1) -> None:
+    """So many requests are answered at once after so long; then nobody asks for an hour."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(requests):
+            stack.enter_context(admission.working())
+        clock.now += seconds
+        for _ in range(requests):
+            admission.answered(frames)
+    clock.now += 3600
+
+
+@pytest.mark.parametrize("batch", [1, 5, 16])
+def test_the_pace_is_that_of_answers_while_busy_whatever_the_batches(clock: Any, batch: int) -> None:
+    admission = Admission(RequestLimits())
+    assert admission.seconds_per_frame == 0
+    for _ in range(10):
+        serve_batch(admission, clock, batch, 0.1 * batch)
+        assert admission.seconds_per_frame == pytest.approx(0.1, rel=0.3)
+    for _ in range(-(-65 // batch)):
+        serve_batch(admission, clock, batch, 0.2 * batch)
+    assert admission.seconds_per_frame == pytest.approx(0.2, rel=0.3)
+
+
+def test_as_many_are_taken_on_as_can_be_answered_in_time(clock: Any) -> None:
+    """At 0.1 s each five in 0.55 s; and two whatever the pace."""
+    admission = Admission(RequestLimits(max_in_flight=100, expected_seconds=0.55))
+    assert taken(admission) == 100
+    for _ in range(64):
+        serve_batch(admission, clock, 1, 0.1)
+    assert taken(admission) == 5
+    serve_batch(admission, clock, 1, 20.0, frames=300)
+    assert taken(admission) >= 5
+    with admission.working():
+        clock.now += 60  # a standstill shows while it lasts
+        assert taken(admission) == 2
+    assert taken(Admission(RequestLimits(max_in_flight=7, expected_seconds=None))) == 7
+
+
+def taken(admission: Admission) -> int:
+    """How many requests are taken on before one is refused."""
+    with contextlib.ExitStack() as stack:
+        with pytest.raises(RequestError) as caught:
+            any(stack.enter_context(admission.admit()) is None for _ in range(1000))
+        assert (caught.value.status, caught.value.code) == (429, "overloaded")
+        return admission.requests
+
+
+def test_an_answer_counts_its_frames_for_the_pace() -> None:
+    app = create_app(Fake(), settings())
+    client(app).post("/v1/predict", content=PNG, headers={"Content-Type": "image/png"})
+    assert [frames for _, frames in app.state.admission._answers] == [0, 1]
+    assert app.state.admission.seconds_per_frame > 0
 
 
 def test_bodies_together_are_limited() -> None:

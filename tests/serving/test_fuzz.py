@@ -43,7 +43,7 @@ def engine(bundle: Bundle) -> Iterator[LocalEngine]:
         bundles=(bundle.uri,),
         scale=ScaleConfig(decoders=2),
         decode=limits,
-        limits=RequestLimits(body_seconds=5, answer_seconds=30),
+        limits=RequestLimits(body_seconds=5, answer_seconds=30, expected_seconds=None),
     )
     engine = LocalEngine(settings)
     engine.start()

@@ -63,15 +63,16 @@ def predict(engine: LocalEngine, data: bytes, options: PredictOptions = RLE) -> 
 
 @pytest.fixture(scope="module")
 def batch_rows(bundle: Bundle) -> RowMaker:
-    """What a scoring actor makes rows with, one frame a forward pass as a lone request has it."""
+    """What a scoring actor makes rows with, in batches as large as the server's: frames of one object are one pass in both."""
     torch.set_num_threads(1)
-    return RowMaker(bundle, Predictor(bundle, batch_frames=1), 1, True)
+    return RowMaker(bundle, Predictor(bundle, batch_frames=16), 16, True)
 
 
 def batch_row(batch_rows: RowMaker, bundle: Bundle, data: bytes) -> dict[str, Any] | DecodeError:
     effort = Effort()
     try:
-        ready = ObjectReader(DecodeConfig(), bundle.preprocess, KEY).prepare(data, effort)
+        # With the limits of serving, which are tighter by default and are told with the error.
+        ready = ObjectReader(ServingDecodeConfig(), bundle.preprocess, KEY).prepare(data, effort)
     except DecodeError as error:
         return error
     return batch_rows.rows([Outcome({"image_id": 1, "uri": "u", "etag": "e"}, ready, effort, 1)])[0]
@@ -314,7 +315,7 @@ def test_a_new_version_takes_over_and_what_is_under_way_keeps_the_old_one(tmp_pa
     after = predict(engine, picture)
     assert (before.model_id, after.model_id) == (old.model_id, new.model_id)
     assert before.classes != after.classes
-    still = asyncio.run(engine._predict(picture, RLE, under_way))
+    still = asyncio.run(engine._predict(picture, RLE, under_way, {"image_id": 0, "uri": "", "etag": ""}))
     assert (still.model_id, still.classes) == (old.model_id, before.classes)
     engine.close()
 

@@ -163,8 +163,8 @@ def blocks_of(output: str) -> int:
 def test_a_node_killed_while_two_workers_train(
     on: Stage, theatre: Theatre, phantom: PhantomArchive, measured: dict[str, Any]
 ) -> None:
-    """One of two nodes dies after the second epoch and another comes: training goes on from its checkpoint, the first
-    epochs are not trained again, and it ends with its bundle."""
+    """One of two nodes dies after the second epoch and another comes: training goes on from its last
+    registered checkpoint, what that holds is not trained again, and it ends with its bundle."""
     epochs, begun = 6, time.monotonic()
     copy_to_s3(phantom.folder, "s3://hospital/labelled")
     output = "s3://hospital/training"

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TAG := $(shell $(PYTHON) -c "import sys; print('py%d%d' % sys.version_info[:2])")
 STAMP := $(VENV)/.installed-$(TAG)
 
-.PHONY: demo test test-dcmtk test-faults test-fuzz test-intervals test-serve test-viewer viewer check format constraints wheel sbom audit bench \
+.PHONY: demo test test-cluster test-dcmtk test-faults test-fuzz test-intervals test-serve test-viewer viewer check format constraints wheel sbom audit bench \
 	bench-score bench-serve clean
 
 demo: $(STAMP)
@@ -28,6 +28,10 @@ test-faults: $(STAMP)
 	$(BIN)/python tests/faults/kills/summary.py $(KILLS) --record benchmarks/results/kills.json
 	$(BIN)/pytest tests/faults/test_s3_faults.py -m "" --durations=15
 	$(BIN)/pytest tests/integration -m slow
+
+# Three Ray nodes on this machine: nodes killed, added and cut off, and the head lost, while scoring and training.
+test-cluster: $(STAMP)
+	MEDVISION_CLUSTER_RESULTS=benchmarks/results/cluster.json $(BIN)/pytest tests/cluster -m "" --durations=8
 
 # 20,000 damaged files through the real row function; goes on where it was stopped. ARGS are the script's options.
 test-fuzz: $(STAMP)

@@ -149,6 +149,7 @@ def _add_score_options(parser: argparse.ArgumentParser) -> None:
     for flag, key, metavar, text in (
         ("--since", "archive.since", "WHEN", "only objects modified since an ISO date or an age such as 36h, 7d"),
         ("--limit", "archive.limit", "N", "only the first N new objects"),
+        ("--part", "archive.part", "K/N", "only part K of N even ones of a huge archive; a run each"),
         ("--max-hours", "max_hours", "HOURS", "stop beginning objects then, publish, leave the rest to the next run"),
     ):
         parser.add_argument(flag, metavar=metavar, dest=key, help=f"{text} (`{key}`)")
@@ -184,7 +185,7 @@ def _add_serve_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _score_overrides(options: argparse.Namespace) -> list[str]:
-    keys = ("archive.since", "archive.limit", "max_hours")
+    keys = ("archive.since", "archive.limit", "archive.part", "max_hours")
     found = [f"{key}={value}" for key in keys if (value := getattr(options, key)) is not None]
     if options.prefix:
         found.append(f"archive.prefix={json.dumps(options.prefix)}")

@@ -78,12 +78,13 @@ def _plan(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         site=replace(planning.Site(), **{name: value for name, value in given.items() if value is not None}),
     )
     if not options.json:
+        parts = f" (--part 1/{found.runs} and so on)" if found.runs > 1 else ""
         gpus = f" and {found.gpu_nodes} GPU nodes" if options.gpu else ""
         lines = [
             f"{found.cpu_nodes} CPU nodes{gpus}, {found.hours:.1f} hours, {found.dollars:,.0f} dollars",
             f"bottleneck: {found.bottleneck}; {found.images_per_second:,.0f} images/s",
             f"requests/s: {found.gets_per_second:,.0f} GET on each archive prefix, {found.puts_per_second:,.0f} PUT of rows",
-            f"runs: {found.runs}; tables grow by {found.table_gigabytes:,.1f} GB",
+            f"runs: {found.runs}{parts}; tables grow by {found.table_gigabytes:,.1f} GB",
             *[f"WARNING {line}" for line in found.warnings],
         ]
         sys.stdout.write("".join(f"{line}\n" for line in lines))

@@ -122,7 +122,7 @@ class Plan:
         images_per_second: of the scoring pass.
         gets_per_second: GET requests on the busiest prefix, where objects are spread evenly.
         puts_per_second: PUT requests of rows and progress, on the output's prefix.
-        runs: parts that the archive is cut into, so that one fits into the driver's memory.
+        runs: parts (`archive.part`) that the archive is cut into, so that one fits into the driver's memory.
         table_gigabytes: added to the tables.
         warnings: sentences on what does not fit.
     """
@@ -191,8 +191,8 @@ def plan(
     stages = _cpu_seconds(mix, model, gpu)
     node_rate, megabytes = site.cores * EFFICIENCY / sum(stages.values()), _mean(mix, "megabytes")
     network_rate = site.network_bytes / (megabytes * 1e6)
-    driver = images * (LIST_SECONDS + PUBLISH_SECONDS)
     runs = max(1, math.ceil(images * DRIVER_BYTES / (site.driver_bytes / 2)))
+    driver = images * (runs * LIST_SECONDS + PUBLISH_SECONDS)  # each part lists the whole archive
     fixed = driver + runs * STARTUP_SECONDS + NODE_SECONDS
     ceiling = GET_LIMIT * prefixes
     if nodes is None:

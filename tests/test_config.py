@@ -183,6 +183,16 @@ def test_options_that_cannot_go_together_are_refused(options: dict[str, Any], to
     assert told in refusal(TrainJob, train(**options))
 
 
+@pytest.mark.parametrize("part", ["0/3", "4/3", "3", "1/5000", "-1/3", "1/3/4", "a/b", ""])
+def test_a_part_that_there_is_none_of_is_refused(part: str) -> None:
+    assert "`part` must be which of how many" in refusal(InventoryJob, {"archive": {"uri": "/a", "part": part}})
+
+
+def test_a_part_of_volumes_is_refused() -> None:
+    archive = {"uri": "/a", "part": "1/3", "volumes": True}
+    assert "`part` can't go with `volumes`" in refusal(InventoryJob, {"archive": archive})
+
+
 @pytest.mark.parametrize("half", [{"bundle": "/b"}, {"output": "/o"}])
 def test_an_inventory_needs_both_or_neither_of_bundle_and_output(half: dict[str, str]) -> None:
     assert "`bundle` and `output` go together" in refusal(InventoryJob, {**REQUIRED["inventory"], **half})

@@ -11,6 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
+_END = 1 << 63
+
+
+def range_of_part(part: str) -> tuple[int, int]:
+    """First and last image_id of part `K/N`: hashes fall evenly over their 63 bits, so parts are of about one size."""
+    number, parts = (int(text) for text in part.split("/"))
+    return (number - 1) * _END // parts, number * _END // parts - 1
 
 
 def sorted_distinct(parts: Sequence[Ids]) -> Ids:

@@ -17,7 +17,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from medvision_ray import listing, storage, tables
-from medvision_ray.archive.ids import Ids, is_in, sorted_distinct
+from medvision_ray.archive.ids import Ids, is_in, range_of_part, sorted_distinct
 from medvision_ray.archive.list_file import list_file_batches, stat_or_absent, with_versions
 from medvision_ray.archive.s3_inventory import inventory_batches
 from medvision_ray.archive.selection import Selection, outermost
@@ -33,6 +33,7 @@ SCHEMA = pa.schema(
         pa.field("size", pa.int64()),
     ]
 )
+Range = tuple[int, int]
 VOLUME_SCHEMA = SCHEMA.append(pa.field("members", pa.list_(pa.struct(list(SCHEMA)[1:]))))
 """Columns of an inventory whose rows may be series: `members` are their objects in path order, null of an object by itself."""
 
@@ -82,7 +83,9 @@ def image_ids(uris: pa.Array, etags: pa.Array, names: Pseudonymiser | None = Non
 
 
 def list_archive(config: ArchiveConfig, names: Pseudonymiser | None = None) -> Inventory:
-    """List an archive, from the source that its configuration names.
+    """List an archive, or a part of it, from the source that its configuration names.
+
+    Only what belongs to the part is kept in memory; `excluded` and `older` count in the whole archive.
 
     Args:
         names: see `image_ids`; the addresses in the inventory stay those that can be read.
@@ -96,8 +99,9 @@ def list_archive(config: ArchiveConfig, names: Pseudonymiser | None = None) -> I
     with ThreadPoolExecutor(config.listing_threads) as pool:
         for batch in _source(config):
             kept = chosen.by_age(with_versions(chosen.by_path(batch), pool))
-            if kept.num_rows:
-                parts.append(_identified(kept, names))
+            found = _of_part(_identified(kept, names), config.part)
+            if found.num_rows:
+                parts.append(found)
     if chosen.listed and chosen.listed == chosen.outside:
         raise UsageError(
             f"Expected objects below {config.uri} in {config.s3_inventory or config.list_file}, "
@@ -142,6 +146,14 @@ def _source(config: ArchiveConfig) -> Iterator[pa.RecordBatch]:
 def _identified(batch: pa.RecordBatch, names: Pseudonymiser | None) -> pa.RecordBatch:
     ids = pa.array(image_ids(batch["uri"], batch["etag"], names))
     return pa.RecordBatch.from_arrays([ids, batch["uri"], batch["etag"], batch["size"]], schema=SCHEMA)
+
+
+def _of_part(objects: pa.RecordBatch, part: str | None) -> pa.RecordBatch:
+    if part is None:
+        return objects
+    first, last = range_of_part(part)
+    ids = objects["image_id"]
+    return objects.filter(pc.and_(pc.greater_equal(ids, first), pc.less_equal(ids, last)))
 
 
 def _in_path_order(objects: pa.Table) -> pa.Table:
@@ -207,9 +219,12 @@ def only_new(
     Args:
         retry_failed: failures do not count as committed: all, or those of these error codes.
     """
-    again = failed_ids(output, model_id, retry_failed)
-    done = committed_ids(output, model_id, again)
     ids = inventory.objects["image_id"].to_numpy()
+    if not len(ids):
+        return inventory
+    within = int(ids.min()), int(ids.max())
+    again = failed_ids(output, model_id, retry_failed, within)
+    done = committed_ids(output, model_id, again, within)
     known = is_in(ids, done)
     objects = inventory.objects.filter(pa.array(~known)) if known.any() else inventory.objects
     if limit is not None:
@@ -218,23 +233,34 @@ def only_new(
     return replace(inventory, objects=objects, already_done=int(known.sum()), retried=retried)
 
 
-def committed_ids(output: str, model_id: str, again: Ids | None = None) -> Ids:
-    """Sorted image_id of what a model has committed: predictions, and failures but those `again` (sorted)."""
-    condition = pads.field("model_id") == model_id
+def committed_ids(output: str, model_id: str, again: Ids | None = None, within: Range | None = None) -> Ids:
+    """Sorted image_id of what a model has committed: predictions, and failures but those `again` (sorted).
+
+    Args:
+        within: least and largest image_id that are asked for, so that a part of an archive needs memory for a part.
+    """
+    condition = (pads.field("model_id") == model_id) & id_between(within)
     predictions = tables.read(output, "predictions", ["image_id"], condition)
     parts = [] if predictions is None else [predictions["image_id"].to_numpy()]
-    failed = failed_ids(output, model_id)
+    failed = failed_ids(output, model_id, within=within)
     parts.append(failed if again is None else failed[~is_in(failed, again)])
     return sorted_distinct(parts)
 
 
-def failed_ids(output: str, model_id: str, codes: bool | tuple[str, ...] = True) -> Ids:
-    """Sorted image_id of a model's failures: all, or those of these error codes, or none."""
-    condition = pads.field("model_id") == model_id
+def failed_ids(output: str, model_id: str, codes: bool | tuple[str, ...] = True, within: Range | None = None) -> Ids:
+    """Sorted image_id of a model's failures: all, or those of these error codes, or none; `within` as above."""
+    condition = (pads.field("model_id") == model_id) & id_between(within)
     if isinstance(codes, tuple):
         condition &= pads.field("error_code").isin(codes)
     rows = tables.read(output, "failures", ["image_id"], condition) if codes else None
     return sorted_distinct([] if rows is None else [rows["image_id"].to_numpy()])
+
+
+def id_between(within: Range | None) -> pads.Expression:
+    """Rows of a table whose image_id lies in a range, ends included; None is all."""
+    if within is None:
+        return pads.scalar(True)
+    return (pads.field("image_id") >= within[0]) & (pads.field("image_id") <= within[1])
 
 
 _COUNTS = tuple(field.name for field in fields(Inventory) if field.name != "objects")

@@ -13,6 +13,7 @@ from medvision_ray.config.since import parse_since
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+_MOST_PARTS = 4096
 
 
 class Section(BaseModel):
@@ -40,6 +41,8 @@ class ArchiveConfig(Section):
     """Leave out what was modified before: `2026-11-24`, `2026-11-24T03:00:00+01:00` (UTC without a zone) or an age: `36h`, `7d`, `2w`."""
     limit: Positive | None = None
     """Take only the first N new objects in path order; for trials."""
+    part: str | None = None
+    """`3/16`: take the third of sixteen even parts, a run each, so that memory holds a part of a huge archive (docs/scaling.md)."""
     listing_threads: Annotated[int, Field(gt=0, le=32)] = 16
     """Threads that list folders and prefixes, ask for listed objects, or read their headers, at once."""
     volumes: bool = False
@@ -57,6 +60,8 @@ class ArchiveConfig(Section):
             parts = path.rstrip("/").split("/")
             if "://" in path or not all(parts) or {".", ".."} & set(parts):
                 raise ValueError(f"`prefix` must hold paths relative to `uri`, such as 2026/11, but one is {path!r}")
+        if self.part is not None:
+            self._check_part(self.part)
         if self.since is not None and self.volumes:
             raise ValueError(
                 "`since` can't go with `volumes`: it would cut a series where slices came at several times"
@@ -67,6 +72,15 @@ class ArchiveConfig(Section):
             except ValueError as error:
                 raise ValueError(f"`since`: {error}") from None
         return self
+
+    def _check_part(self, part: str) -> None:
+        number, _, parts = part.partition("/")
+        if not (number.isdecimal() and parts.isdecimal() and 1 <= int(number) <= int(parts) <= _MOST_PARTS):
+            raise ValueError(
+                f"`part` must be which of how many (at most {_MOST_PARTS}), such as 3/16, but it is {part!r}"
+            )
+        if self.volumes:
+            raise ValueError("`part` can't go with `volumes`: it would cut series; use `prefix` and a run for each")
 
 
 class DecodeConfig(Section):

@@ -14,7 +14,7 @@ import pyarrow.dataset as pads
 
 from medvision_ray import storage, tables
 from medvision_ray.archive.ids import is_in, sorted_distinct
-from medvision_ray.archive.inventory import Inventory, failed_ids
+from medvision_ray.archive.inventory import Inventory, failed_ids, id_between
 from medvision_ray.errors import MedVisionError
 from medvision_ray.scoring.pipeline import CommittedRows
 from medvision_ray.scoring.rows import EFFORT_FIELDS, FAILED, SCORED, working_schema
@@ -135,16 +135,22 @@ def _keep(output: str, identity: RunIdentity, files: CommittedRows, schema: pa.S
     keep: Mask = np.zeros(len(ids), np.bool_)
     keep[np.unique(ids, return_index=True)[1]] = True
     # Where nothing is new there is nothing to look up: a million committed rows take seconds to read.
-    elsewhere = _committed_elsewhere(output, identity, retries=inventory.retried > 0) if len(expected) else expected
+    elsewhere = _committed_elsewhere(output, identity, expected, retries=inventory.retried > 0)
     keep &= ~is_in(ids, elsewhere)
     done_elsewhere = int(is_in(expected, elsewhere).sum())
     kept = keys.filter(pa.array(keep))
     return _Kept(keep, kept, done_elsewhere, len(expected) - done_elsewhere - kept.num_rows)
 
 
-def _committed_elsewhere(output: str, identity: RunIdentity, *, retries: bool) -> Ids:
-    """image_id that other runs of the model have committed; a retry replaces earlier failures and ignores them."""
+def _committed_elsewhere(output: str, identity: RunIdentity, expected: Ids, *, retries: bool) -> Ids:
+    """image_id that other runs of the model have committed; a retry replaces earlier failures and ignores them.
+
+    Only those between the least and the largest expected one are read: those of a part of an archive lie close.
+    """
+    if not len(expected):
+        return expected
     condition = (pads.field("model_id") == identity.model_id) & (pads.field("run_key") != identity.run_key)
+    condition &= id_between((int(expected.min()), int(expected.max())))
     found = [
         rows["image_id"].to_numpy()
         for name in (["predictions"] if retries else ["predictions", "failures"])

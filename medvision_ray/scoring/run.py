@@ -55,6 +55,7 @@ class RunPlan:
         run_key: names the run; None derives it.
         max_hours: stop beginning objects after this time; None is no limit.
         drift: hold the run against the training's images; None does not.
+        part: of the archive, as in `archive.part`; the runs of a part are numbered by themselves.
     """
 
     name: str
@@ -63,6 +64,12 @@ class RunPlan:
     run_key: str | None = None
     max_hours: float | None = None
     drift: DriftConfig | None = None
+    part: str | None = None
+
+    @property
+    def subject(self) -> str:
+        """What is scored, in words."""
+        return f"part {self.part} of {self.archive}" if self.part else self.archive
 
 
 def score(job: ScoreJob, say: Reporter) -> RunSummary:
@@ -74,7 +81,8 @@ def score(job: ScoreJob, say: Reporter) -> RunSummary:
         MedVisionError: the run cannot go on; nothing of it is visible in the tables before it is whole.
     """
     _check_codes(job)
-    run = RunPlan("score", storage.absolute(job.archive.uri), job, job.run_key, job.max_hours, job.drift)
+    archive = storage.absolute(job.archive.uri)
+    run = RunPlan("score", archive, job, job.run_key, job.max_hours, job.drift, job.archive.part)
     return execute(run, lambda bundle: _new_objects(job, bundle), say)
 
 
@@ -119,7 +127,7 @@ def execute(run: RunPlan, inventory_of: Callable[[Bundle], Inventory], say: Repo
     bundle = load_bundle(run.job.bundle)
     pseudonymiser = load_pseudonymiser(run.job.privacy)
     base = _base_key(run, bundle)
-    with _saying_how_to_go_on(), lease(run.job.output, base, f"scoring {run.archive} with {bundle.model_id}") as held:
+    with _saying_how_to_go_on(), lease(run.job.output, base, f"scoring {run.subject} with {bundle.model_id}") as held:
         run_key = run.run_key or _next_run_key(run, base)
         folder = storage.join(run.job.output, "runs", run_key)
         finished = published_run(run.job.output, run_key)
@@ -192,7 +200,7 @@ def _publish(
 
 
 def _base_key(run: RunPlan, bundle: Bundle) -> str:
-    text = f"{run.name}\0{bundle.model_id}\0{run.archive}"
+    text = "\0".join([run.name, bundle.model_id, run.archive, *([run.part] if run.part else [])])
     return f"{run.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
@@ -217,18 +225,19 @@ def _freeze(
     place, facts_place = storage.join(folder, "inventory.parquet"), storage.join(folder, "run.json")
     known = storage.exists(place)
     inventory = read_frozen(place) if known else freeze(inventory_of(bundle), place, run.job.scoring.block_rows)
-    facts = {
+    facts: dict[str, Any] = {
         "started_at": datetime.now(timezone.utc).isoformat(),
         "model_id": bundle.model_id,
         "archive": run.archive,
+        "part": run.part,
         "pseudonyms": names.fingerprint,
     }
     if not storage.create_exclusive(facts_place, json.dumps(facts).encode()):
         facts = json.loads(storage.read_bytes(facts_place))
-    for name, ours in (("model_id", bundle.model_id), ("archive", run.archive)):
-        if facts[name] != ours:
+    for name, ours in (("model_id", bundle.model_id), ("archive", run.archive), ("part", run.part)):
+        if facts.get(name) != ours:
             raise MedVisionError(
-                f"Expected {name} {facts[name]}, with which the run {run_key} was started, but got {ours}. "
+                f"Expected {name} {facts.get(name)}, with which the run {run_key} was started, but got {ours}. "
                 "Give this run another `run_key`, or finish that one as it began."
             )
     if facts.get("pseudonyms", names.fingerprint) != names.fingerprint:

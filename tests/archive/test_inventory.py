@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from medvision_ray import storage, tables
+from medvision_ray.archive.ids import range_of_part
 from medvision_ray.archive.inventory import (
     SCHEMA,
     Inventory,
@@ -108,6 +109,36 @@ def test_what_a_model_committed_is_done_for_it_and_not_for_others(store: str) ->
     found = only_new(inventory_of("e", "e", "changed", "e"), store, "m")
     assert (new(found), found.already_done, found.retried) == (["/a/2", "/a/3"], 2, 0)
     assert only_new(inventory_of("e", "e"), store, "other").already_done == 0
+
+
+def test_parts_are_disjoint_even_and_whole(tmp_path: Path) -> None:
+    uris = "".join(f"s3://bucket/{number}\n" for number in range(3000))
+    named = pa.table({"uri": uris.split(), "etag": ["e"] * 3000, "size": [1] * 3000})
+    pq.write_table(named, tmp_path / "list.parquet")
+    config = ArchiveConfig(uri="s3://bucket", list_file=str(tmp_path / "list.parquet"))
+    parts = [list_archive(config.model_copy(update={"part": f"{number}/3"})).objects for number in (1, 2, 3)]
+    ids = [set(part["image_id"].to_pylist()) for part in parts]
+    assert set.union(*ids) == set(list_archive(config).objects["image_id"].to_pylist())
+    assert sum(len(part) for part in ids) == 3000
+    assert all(len(part) == pytest.approx(1000, abs=5 * (3000 * 2 / 9) ** 0.5) for part in ids)
+    assert parts[0]["uri"].to_pylist() == sorted(parts[0]["uri"].to_pylist())
+
+
+def test_what_is_done_is_left_out_of_each_part(tmp_path: Path) -> None:
+    whole = inventory_of(*["e"] * 40)
+    commit(str(tmp_path), Inventory(whole.objects.slice(0, 30)), "m", "r1", dict.fromkeys(range(0, 30, 7), "timeout"))
+    found = []
+    for number in (1, 2, 3):
+        first, last = range_of_part(f"{number}/3")
+        inside = [first <= key <= last for key in whole.objects["image_id"].to_pylist()]
+        part = Inventory(whole.objects.filter(pa.array(inside)))
+        found.append(only_new(part, str(tmp_path), "m", retry_failed=("timeout",)))
+    assert all(part.objects.num_rows for part in found)
+    assert sorted(int(uri.rsplit("/", 1)[1]) for part in found for uri in new(part)) == [
+        *range(0, 30, 7),
+        *range(30, 40),
+    ]
+    assert [sum(getattr(part, name) for part in found) for name in ("already_done", "retried")] == [25, 5]
 
 
 def test_failures_are_tried_again_where_wanted(tmp_path: Path) -> None:

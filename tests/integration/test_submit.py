@@ -23,7 +23,7 @@ import pytest
 import yaml
 
 from medvision_ray import tables
-from medvision_ray.bundle import Bundle
+from medvision_ray.bundle import Bundle, load_bundle
 from medvision_ray.demo.archive import PhantomArchive
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -193,3 +193,24 @@ def test_a_stop_then_a_lost_head_then_every_row_once(
     code, said = run(head, "score", config, tmp_path, "--again")
     assert code == 0, said  # nothing is new
     assert len(ids(output)) == objects
+
+
+def test_a_training_and_its_evaluation_are_submitted_like_a_night(
+    head: Head, phantom: PhantomArchive, tmp_path: Path
+) -> None:
+    output, labels = tmp_path / "output", {"table": str(phantom.labels)}
+    training = {
+        **{"output": str(output), "name": "tiny", "labels": labels, "preprocess": {"size": [64, 64]}, "epochs": 1},
+        **{"model": {"encoder": "tu-resnet10t", "decoder_channels": [8, 8, 8, 8, 8]}, "batch_size": 8},
+    }
+    code, said = run(head, "train", training, tmp_path)
+    assert code == 0, said
+    bundle = str(output / "bundles/tiny")
+    assert load_bundle(bundle).trained["epochs"] == 1
+    evaluation = {"output": str(output), "bundle": bundle, "labels": labels, "privacy": {"demo_key": True}}
+    code, said = run(head, "evaluate", evaluation, tmp_path)
+    assert code == 0, said
+    rows = tables.read(str(output), "metrics", ["metric", "model_id"])
+    assert rows is not None
+    assert set(rows["model_id"].to_pylist()) == {load_bundle(bundle).model_id}
+    assert {"accuracy", "dice"} <= set(rows["metric"].to_pylist())

@@ -1,9 +1,12 @@
-"""A Ray cluster of three nodes on this machine, and the processes in it that can be killed."""
+"""A Ray cluster of three nodes on this machine, and the nodes and processes in it that can be killed or cut off."""
 
 from __future__ import annotations
 
 import os
 import signal
+import time
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +23,12 @@ _SETTINGS = {
 }
 _OBJECT_STORE_BYTES = 80 << 20
 _NODES, _NODE_CPUS = 2, 1
+_POLL_SECONDS = 0.05
 
 
-def prepare_environment(folder: Path) -> None:
+def prepare_environment(folder: Path, settings: Mapping[str, str]) -> None:
     """Set what Ray reads when it is imported; its files go to `folder`."""
-    os.environ.update({**_SETTINGS, "RAY_TMPDIR": str(folder)})
+    os.environ.update({**_SETTINGS, **settings, "RAY_TMPDIR": str(folder)})
 
 
 class LocalCluster:
@@ -33,36 +37,88 @@ class LocalCluster:
     Make it after `prepare_environment` and the forge, which must see the same settings.
     """
 
-    def __init__(self, forge: int) -> None:
-        """Args: forge: process number of the parent of all workers."""
-        self._forge = forge
+    def __init__(self, forge: int, folder: Path) -> None:
+        """Args: forge: process number of the parent of all workers; folder: where it notes their nodes."""
+        self._forge, self._folder = forge, folder
+        self._cluster: Any = None
+        self.start()
+
+    @property
+    def address(self) -> str:
+        """Of the head that is there now."""
+        return str(self._cluster.address)
+
+    def start(self) -> None:
+        """Start a head and its nodes."""
         from ray.cluster_utils import Cluster
 
-        self._cluster: Any = Cluster(initialize_head=True, head_node_args=self._arguments(0))
-        for _ in range(_NODES):
-            self._add()
-        self.address: str = self._cluster.address
+        self._cluster = Cluster(initialize_head=True, head_node_args=self._arguments(0))
+        self.replace_nodes()
+
+    def nodes(self) -> list[Any]:
+        """The nodes that work."""
+        return sorted(self._cluster.worker_nodes, key=lambda node: node.node_id)
 
     def kill_node(self, choice: int) -> None:
         """SIGKILL the raylet of a node that works."""
-        nodes = sorted(self._cluster.worker_nodes, key=lambda node: node.node_id)
-        self._cluster.remove_node(nodes[choice % len(nodes)], allow_graceful=False)
+        nodes = self.nodes()
+        self.remove(nodes[choice % len(nodes)])
+
+    def remove(self, node: Any) -> None:
+        """SIGKILL the raylet of this node; its workers end with it."""
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def add_node(self) -> Any:
+        """One more node that works."""
+        return self._cluster.add_node(**self._arguments(_NODE_CPUS))
 
     def replace_nodes(self) -> None:
         """Add nodes until there are as many as at first."""
         while len(self._cluster.worker_nodes) < _NODES:
-            self._add()
+            self.add_node()
 
-    def workers(self, *titles: str) -> list[int]:
-        """Processes of the nodes whose title holds one of these texts."""
-        return sorted(pid for pid in _children(self._forge) if any(title in _title(pid) for title in titles))
+    def kill_head(self) -> None:
+        """SIGKILL everything of the head: its raylet and the cluster's only store of facts."""
+        self._cluster.remove_node(self._cluster.head_node, allow_graceful=False)
+
+    def workers(self, *titles: str, node: Any = None) -> list[int]:
+        """Processes of all nodes, or of one, whose title holds one of these texts."""
+        found = sorted(pid for pid in _children(self._forge) if any(title in _title(pid) for title in titles))
+        return [pid for pid in found if node is None or self._raylet_of(pid) == node.raylet_socket_name]
+
+    def node_of(self, pid: int) -> Any:
+        """The node of a worker."""
+        return next(node for node in self.nodes() if node.raylet_socket_name == self._raylet_of(pid))
+
+    def signal_raylet(self, node: Any, number: signal.Signals) -> None:
+        """Send a signal to a node's raylet, if it is there."""
+        for info in node.all_processes["raylet"]:
+            with suppress(ProcessLookupError):
+                os.kill(info.process.pid, number)
+
+    def signal_workers(self, node: Any, number: signal.Signals) -> None:
+        """Send a signal to every worker of a node."""
+        for pid in self.workers("", node=node):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def await_declared_dead(self, node: Any, seconds: float) -> float:
+        """Wait until the head counts a node as dead; the answer is how long that took."""
+        begun = time.monotonic()
+        while any(row["Alive"] and row["NodeID"] == node.node_id for row in self._cluster.global_state.node_table()):
+            assert time.monotonic() - begun < seconds, "the head still counts the node as alive"
+            time.sleep(_POLL_SECONDS)
+        return time.monotonic() - begun
 
     def stop(self) -> None:
         """End every process of the cluster."""
         self._cluster.shutdown()
 
-    def _add(self) -> None:
-        self._cluster.add_node(**self._arguments(_NODE_CPUS))
+    def _raylet_of(self, pid: int) -> str:
+        try:
+            return (self._folder / f"node-of-{pid}").read_text()
+        except FileNotFoundError:
+            return ""
 
     @staticmethod
     def _arguments(cpus: int) -> dict[str, Any]:

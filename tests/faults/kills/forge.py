@@ -48,8 +48,10 @@ def _become_driver(arguments: Sequence[str], log: str) -> None:
         os._exit(code)
 
 
-def _become_worker(request: dict[str, Any], streams: Sequence[int]) -> None:
-    """Go on as the Python program that `ray_worker.py` was asked to start."""
+def _become_worker(request: dict[str, Any], streams: Sequence[int], folder: Path) -> None:
+    """Go on as the Python program that `ray_worker.py` was asked to start; `folder` remembers of which node."""
+    raylet = next((word for word in request["arguments"] if word.startswith("--raylet-name=")), "")
+    (folder / f"node-of-{os.getpid()}").write_text(raylet.partition("=")[2])
     for target, stream in enumerate(streams):
         os.dup2(stream, target)
         os.close(stream)
@@ -80,7 +82,7 @@ def _serve(pipe: Connection, address: str) -> None:
     workers = os.fork()
     if workers == 0:
         pipe.close()
-        _fork_workers(server)
+        _fork_workers(server, Path(address).parent)
     server.close()
     # Ray's core reads the environment when it is imported, which a raylet sets for each worker but not for drivers.
     import ray.data  # noqa: F401
@@ -92,7 +94,7 @@ def _serve(pipe: Connection, address: str) -> None:
     _fork_drivers(pipe)
 
 
-def _fork_workers(server: socket.socket) -> None:
+def _fork_workers(server: socket.socket, folder: Path) -> None:
     parent = os.getppid()
     server.settimeout(1.0)
     while os.getppid() == parent:
@@ -107,7 +109,7 @@ def _fork_workers(server: socket.socket) -> None:
         if os.fork() == 0:
             server.close()
             caller.close()
-            _become_worker(json.loads(message), streams)
+            _become_worker(json.loads(message), streams, folder)
         caller.close()
         for stream in streams:
             os.close(stream)

@@ -30,16 +30,16 @@ KINDS = (
     "driver at the start",
     "actor, then driver in publish",
 )
-_RUN_SECONDS = 300.0
+RUN_SECONDS = 300.0
 _POLL_SECONDS = 0.02
-_ACTOR = ("ScoringActor",)
+ACTOR = ("ScoringActor",)
 _OWN = ("StatsActor", "ActorLocationTracker", "AutoscalingCoordinator")
 # Writes of folder markers change nothing, so they are no moments of their own.
 _ANY = r"[^/]\?"
 _START = r"/leases/score|/(inventory\.parquet|run\.json)\?"
-_MARKER = r"/inflight/[^/?]+\?"
-_ROWS = r"/rows/[^/?]+\?"
-_SCORING = rf"{_MARKER}|{_ROWS}"
+MARKER = r"/inflight/[^/?]+\?"
+ROWS = r"/rows/[^/?]+\?"
+_SCORING = rf"{MARKER}|{ROWS}"
 _PUBLISH = r"/tables/|\?delete|^DELETE .*/runs/[^/]*/\?"
 # What is killed, one after the other, and at a write of which kind.
 _STEPS: dict[str, tuple[tuple[tuple[str, ...], str], ...]] = {
@@ -47,11 +47,11 @@ _STEPS: dict[str, tuple[tuple[tuple[str, ...], str], ...]] = {
     "driver twice": ((("driver",), _ANY), (("driver",), _ANY)),
     "driver in publish": ((("driver",), _PUBLISH),),
     "driver at the start": ((("driver",), _START),),
-    "driver and actor": ((("actor", "driver"), _MARKER),),
-    "actor": ((("actor",), _MARKER),),
-    "Ray's own actor": ((("Ray's own actor",), _MARKER),),
+    "driver and actor": ((("actor", "driver"), MARKER),),
+    "actor": ((("actor",), MARKER),),
+    "Ray's own actor": ((("Ray's own actor",), MARKER),),
     "raylet": ((("raylet",), _SCORING),),
-    "actor, then driver in publish": ((("actor",), _MARKER), (("driver",), _PUBLISH)),
+    "actor, then driver in publish": ((("actor",), MARKER), (("driver",), _PUBLISH)),
 }
 
 
@@ -97,7 +97,7 @@ def _moment(rng: random.Random, pattern: str, step: int) -> Moment:
 
     A run that goes on where a killed one stopped has fewer writes, so a second moment comes early.
     """
-    seconds = rng.uniform(0.0, 0.5) if pattern in (_ANY, _MARKER) and rng.random() < 0.3 else 0.0
+    seconds = rng.uniform(0.0, 0.5) if pattern in (_ANY, MARKER) and rng.random() < 0.3 else 0.0
     share = rng.random() * (0.3 if step and pattern == _ANY else 1.0)
     return Moment(pattern, share, rng.random() < 0.5, seconds)
 
@@ -169,7 +169,7 @@ class Theatre:
 
     def wait(self, driver: Driver) -> int:
         """The exit status of a driver, which must end by itself."""
-        return self._forge.wait(driver, _RUN_SECONDS)
+        return self._forge.wait(driver, RUN_SECONDS)
 
     def problems(self, output: str) -> list[str]:
         """How the tables of an output differ from those of an undisturbed run."""
@@ -177,15 +177,23 @@ class Theatre:
 
     def hold_at_first_marker(self, driver: Callable[[], Driver]) -> Driver:
         """Start a run and hold it where an actor begins on the first block, until `release`."""
-        self._store.arm(_MARKER, 1)
+        return self.hold(driver, MARKER, 1)
+
+    def hold(self, driver: Callable[[], Driver], pattern: str, number: int, *, onwards: bool = False) -> Driver:
+        """Start a run and hold it at its n-th write of a kind, `onwards` at those after it too, until `release`."""
+        self._store.arm(pattern, number, onwards=onwards)
         started = driver()
-        deadline = time.monotonic() + _RUN_SECONDS
+        self.await_held(started)
+        return started
+
+    def await_held(self, driver: Driver) -> None:
+        """Wait for the write that the store was armed for."""
+        deadline = time.monotonic() + RUN_SECONDS
         while self._store.held() is None:
-            assert started.code is None, started.log.read_text()
-            assert time.monotonic() < deadline, "no actor has begun on a block"
+            assert driver.code is None, driver.log.read_text()
+            assert time.monotonic() < deadline, "the run has not come to the write at which it is to be held"
             self._forge.poll()
             time.sleep(_POLL_SECONDS)
-        return started
 
     def release(self) -> None:
         """Let the held run go on."""
@@ -218,7 +226,7 @@ class Theatre:
         """Wait for the moment, kill, and say what was hit."""
         begun = time.monotonic()
         write = None
-        while write is None and driver.code is None and time.monotonic() - begun < _RUN_SECONDS:
+        while write is None and driver.code is None and time.monotonic() - begun < RUN_SECONDS:
             write = self._store.held()
             self._forge.poll()
             time.sleep(_POLL_SECONDS)
@@ -239,5 +247,5 @@ class Theatre:
         if victim == "raylet":
             self._cluster.kill_node(choice)
             return True
-        found = self._cluster.workers(*(_ACTOR if victim == "actor" else _OWN))
+        found = self._cluster.workers(*(ACTOR if victim == "actor" else _OWN))
         return bool(found) and kill(found[choice % len(found)])

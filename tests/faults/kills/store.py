@@ -30,10 +30,11 @@ class _Gate:
     pattern: str = ""
     number: int = 0
     drop: bool = False
+    onwards: bool = False
 
-    def arm(self, pattern: str, number: int, drop: bool) -> None:
+    def arm(self, pattern: str, number: int, drop: bool, onwards: bool) -> None:
         with self.lock:
-            self.seen, self.pattern, self.number, self.drop = [], pattern, number, drop
+            self.seen, self.pattern, self.number, self.drop, self.onwards = [], pattern, number, drop, onwards
             self.released.clear()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -44,11 +45,13 @@ class _Gate:
             matches = re.search(self.pattern, name) is not None
             if matches:
                 self.seen.append(name)
-            hit = matches and len(self.seen) == self.number
-        if not hit:
+            first = matches and len(self.seen) == self.number
+            later = matches and self.onwards and len(self.seen) > self.number > 0
+        if not first and not later:
             return self.app(environ, start_response)
         answer = None if self.drop else list(self.app(environ, start_response))
-        self.tell(name)
+        if first:
+            self.tell(name)
         self.released.wait(_HOLD_SECONDS)
         if answer is None:
             start_response("503 Slow Down", [("Content-Type", "application/xml")])
@@ -99,13 +102,14 @@ class Store:
         self._hit: str | None = None
         self.endpoint: str = self._answer("ready")
 
-    def arm(self, pattern: str = "", number: int = 0, *, drop: bool = False) -> None:
+    def arm(self, pattern: str = "", number: int = 0, *, drop: bool = False, onwards: bool = False) -> None:
         """Count writes that match a pattern from now on, and hold the `number`-th (0: none).
 
         Args:
             drop: answer the held write with 503 instead of doing it; else it is done before it is held.
+            onwards: hold all that come after the `number`-th too.
         """
-        self._pipe.send(("arm", pattern, number, drop))
+        self._pipe.send(("arm", pattern, number, drop, onwards))
         self._answer("armed")
         self._hit = None
 

@@ -63,8 +63,13 @@ def summed_up(rounds: list[dict[str, Any]]) -> dict[str, Any]:
             "largest_round": seconds[-1],
             "summed": round(sum(seconds), 1),
         },
-        "machine": {"cores": os.cpu_count(), "measured_at": datetime.now(timezone.utc).isoformat(timespec="seconds")},
+        "machine": machine(),
     }
+
+
+def machine() -> dict[str, Any]:
+    """Where and when it was."""
+    return {"cores": os.cpu_count(), "measured_at": datetime.now(timezone.utc).isoformat(timespec="seconds")}
 
 
 def main() -> int:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +16,8 @@ from typing import Any
 
 import pytest
 
-from kills.cluster import LocalCluster, prepare_environment
-from kills.forge import Forge
 from kills.rounds import Plan, Theatre
-from kills.store import Store
-from medvision_ray import storage
+from kills.stage import stage
 from medvision_ray.bundle import Bundle
 
 ROUNDS = int(os.environ.get("MEDVISION_KILL_ROUNDS", "100"))
@@ -30,25 +26,8 @@ RESULTS = os.environ.get("MEDVISION_KILL_RESULTS") or os.path.join(tempfile.gett
 
 @pytest.fixture(scope="module")
 def theatre(bundle: Bundle) -> Iterator[Theatre]:
-    short = tempfile.mkdtemp(prefix="kills-")  # a socket's path holds 107 characters at most
-    with pytest.MonkeyPatch.context() as patch:
-        store = Store()
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(name, "test")
-        for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
-            patch.setenv(name, "us-east-1")
-        patch.setenv("AWS_ENDPOINT_URL", store.endpoint)
-        storage._filesystem.cache_clear()
-        prepare_environment(Path(short))
-        forge = Forge(Path(short))
-        cluster = LocalCluster(forge.workers)
-        try:
-            yield Theatre(bundle.uri, store, cluster, forge)
-        finally:
-            cluster.stop()
-            forge.stop()
-            store.stop()
-            shutil.rmtree(short, ignore_errors=True)
+    with stage() as on:
+        yield Theatre(bundle.uri, on.store, on.cluster, on.forge)
 
 
 def _lines() -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from medvision_ray.cli_calibrate import add_calibrate_options, calibrate, calibr
 from medvision_ray.cli_cluster import add_cluster_verbs, split_submission
 from medvision_ray.cli_explain import add_explain_options, explain, explain_overrides
 from medvision_ray.cli_output import print_facts
+from medvision_ray.cli_score import add_score_options, score_overrides
 from medvision_ray.cli_tables import add_tables_verb
 from medvision_ray.ending import DONE, OVER_BUDGET, leave, run_to_the_end
 from medvision_ray.errors import UsageError
@@ -105,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         verb = verbs.add_parser(name, help=text, description=text)
         add_job_options(verb)
         if name == "score":
-            _add_score_options(verb)
+            add_score_options(verb)
         if name == "tune":
             verb.add_argument("--train", metavar="FILE", help="YAML file of the train job, in place of `train`")
         if name == "serve":
@@ -144,28 +145,6 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
     _add_json(parser)
 
 
-def _add_score_options(parser: argparse.ArgumentParser) -> None:
-    """Short ways to say what a platform engineer changes from night to night."""
-    for flag, key, metavar, text in (
-        ("--since", "archive.since", "WHEN", "only objects modified since an ISO date or an age such as 36h, 7d"),
-        ("--limit", "archive.limit", "N", "only the first N new objects"),
-        ("--part", "archive.part", "K/N", "only part K of N even ones of a huge archive; a run each"),
-        ("--max-hours", "max_hours", "HOURS", "stop beginning objects then, publish, leave the rest to the next run"),
-    ):
-        parser.add_argument(flag, metavar=metavar, dest=key, help=f"{text} (`{key}`)")
-    parser.add_argument(
-        "--prefix", action="append", default=[], metavar="PATH", help="only below this path of the archive; repeatable"
-    )
-    parser.add_argument(
-        "--retry-failed",
-        nargs="?",
-        const="true",
-        metavar="CODE,...",
-        help="score again what failed before, all or those of these error codes",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="count what would be scored; write nothing")
-
-
 def _add_serve_options(parser: argparse.ArgumentParser) -> None:
     """Enough to serve without a file."""
     parser.add_argument(
@@ -182,17 +161,6 @@ def _add_serve_options(parser: argparse.ArgumentParser) -> None:
         ("--record", "record.output", "folder or URI whose tables keep a row of every answer"),
     ):
         parser.add_argument(flag, dest=key, help=f"{text} (`{key}`)")
-
-
-def _score_overrides(options: argparse.Namespace) -> list[str]:
-    keys = ("archive.since", "archive.limit", "archive.part", "max_hours")
-    found = [f"{key}={value}" for key in keys if (value := getattr(options, key)) is not None]
-    if options.prefix:
-        found.append(f"archive.prefix={json.dumps(options.prefix)}")
-    if options.retry_failed:
-        codes = options.retry_failed
-        found.append(f"retry_failed={codes if codes == 'true' else json.dumps(codes.split(','))}")
-    return found
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
@@ -330,7 +298,7 @@ def _calibrate(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
 
 
 def _score(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
-    options.overrides = [*options.overrides, *_score_overrides(options)]
+    options.overrides = [*options.overrides, *score_overrides(options)]
     job = _begin(options, "score")
     from dataclasses import asdict
 

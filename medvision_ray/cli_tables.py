@@ -94,13 +94,14 @@ def _vacuum(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
 
 def _erase(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     from medvision_ray import storage
+    from medvision_ray.archive.ids import ONLINE
     from medvision_ray.scoring.erasure import erase_patients
     from medvision_ray.tables import SERIES
 
     names = _names(options)
     keys, places = list(options.patient_key), []
     for address in options.uri:
-        place = storage.absolute(address)
+        place = address.rstrip("/") if address.startswith(ONLINE) else storage.absolute(address)
         hashed = [names.address(place + part) for part in ("", SERIES)] if names is not None else []
         places += [place + "/"] if address.endswith("/") else [place, *hashed]
     keys += _keys_from(sys.stdin, names) if options.ids_from_stdin and names is not None else []

@@ -68,6 +68,7 @@ FLOORS = (
         "cli_cluster",
         "cli_explain",
         "cli_output",
+        "cli_score",
         "cli_tables",
         "__main__",
         "jobs",

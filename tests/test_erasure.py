@@ -316,6 +316,23 @@ def test_no_run_publishes_meanwhile(tmp_path: Path, keys: tuple[str, str], monke
     assert len(_ids(output, "predictions")) == 5
 
 
+def test_online_rows_go_too_and_are_looked_for_in_no_archive(
+    tmp_path: Path, keys: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, schema = str(tmp_path), tables.predictions_schema(("a",))
+    uris = [f"api://{request}" for request in ("r1", "r2", "r3")]
+    rows = [{**_row(0, "online-1", "m", "1"), "uri": uri, "image_id": image_id(uri, "1"), "p_a": 1.0} for uri in uris]
+    rows[0]["patient_key"], rows[1]["patient_key"] = keys
+    tables.commit(output, "predictions", schema, pa.Table.from_pylist(rows, schema).to_batches(), "online-1")
+    command = ["tables", "erase-patient", "--output", output, "--patient-key", keys[0], "--uri", "api://r3", "--delete"]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "archive" not in shown
+    left = tables.read(output, "predictions", ["uri"])
+    assert left is not None
+    assert left["uri"].to_pylist() == ["api://r2"]
+
+
 @pytest.mark.parametrize("key", ["", "4711", "A" * 26, "' OR 1=1 --", "a" * 25])
 def test_what_is_no_key_is_refused(tmp_path: Path, key: str) -> None:
     with pytest.raises(UsageError, match="Expected values of the column patient_key"):

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 Ids = NDArray[np.int64]
 _END = 1 << 63
+ONLINE = "api://"
+"""Begins the `uri` of rows whose object was sent to a server and lies in no archive."""
 
 
 def range_of_part(part: str) -> tuple[int, int]:

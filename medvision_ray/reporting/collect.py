@@ -64,10 +64,11 @@ def _evaluation(job: ReportJob, bundle: Bundle) -> tuple[str, str, list[Section]
         if bundle.classes:
             content["scored"], content["predicted"] = sources.scored_of(bundle, frame)
         content |= _pictures(job, bundle, details)
-    runs = sources.rows_of(job.output, bundle, "runs")
+    runs = sources.runs(job.output, bundle)
     failures = sources.rows_of(job.output, bundle, "failures")
-    if runs is not None and failures is None:
-        failures = tables.FAILURES.empty_table().to_pandas()
+    if runs is not None:
+        empty = tables.FAILURES.empty_table().to_pandas()
+        failures = empty if failures is None else failures[failures["run_key"].isin(runs["run_key"])]
     evaluated = Evaluated(
         model=_facts(bundle),
         metrics=sources.evaluation_metrics(job.output, bundle),

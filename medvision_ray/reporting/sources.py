@@ -45,6 +45,12 @@ def history(output: str, bundle: Bundle) -> pd.DataFrame | None:
     return pd.DataFrame([json.loads(line) for line in lines if line.strip()])
 
 
+def runs(output: str, bundle: Bundle) -> pd.DataFrame | None:
+    """Rows of the model's runs, without those of servers (`serve --record`): there each commit is one, up to one a second."""
+    frame = rows_of(output, bundle, "runs")
+    return None if frame is None else frame[frame["job"] != "serve"]
+
+
 def run_of(output: str, bundle: Bundle, run_key: str | None) -> dict[str, Any] | None:
     """The row of a scoring run: the named one, else the one that finished last."""
     frame = rows_of(output, bundle, "runs")

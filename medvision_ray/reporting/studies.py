@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from medvision_ray import storage, tables
+from medvision_ray.archive.ids import ONLINE
 from medvision_ray.bundle import Bundle
 from medvision_ray.scoring.rows import decide
 
@@ -56,8 +57,8 @@ def study_rows(output: str, bundle: Bundle) -> pa.Table:
     of a study's largest probability it is no more than that: the calibration was fitted to single objects. It is null where
     the bundle has no calibration. `key_image_id` is the object that gives the study's likeliest class the most, of a model
     without classes the one with the largest mask. Of an object that was scored again after it
-    changed the last row counts. Failures name no study, so a study's row does not tell that one of
-    its objects failed.
+    changed the last row counts. Objects that were sent to a server count nowhere: the archive has them too, or
+    they came again. Failures name no study, so a study's row does not tell that one of its objects failed.
     """
     schema = studies_schema(bundle.classes)
     columns = tables.probability_columns(bundle.classes)
@@ -65,7 +66,7 @@ def study_rows(output: str, bundle: Bundle) -> pa.Table:
     if read is None:
         return schema.empty_table()
     rows = read.to_pandas().dropna(subset=["study_key"]).sort_values(["scored_at", "image_id"])
-    rows = rows.drop_duplicates("uri", keep="last").dropna(subset=columns)
+    rows = rows[~rows["uri"].str.startswith(ONLINE)].drop_duplicates("uri", keep="last").dropna(subset=columns)
     several = rows.groupby("study_key", sort=True).filter(lambda study: len(study) > 1)
     found = [_row(bundle, key, study, columns) for key, study in several.groupby("study_key", sort=True)]
     return pa.Table.from_pylist(found, schema=schema)

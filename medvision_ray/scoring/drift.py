@@ -47,7 +47,7 @@ def judge_drift(
         header_fields: those that `privacy` lets into the tables; the others are null whatever the scanner.
     """
     if bundle.fingerprint is None:
-        return Drift(False, "the bundle has no fingerprint; train it again with this version")
+        return Drift(False, "the bundle has no fingerprint; `medvision calibrate` gives it one, as training does")
     frame = _predictions(output, bundle, identity)
     images = 0 if frame is None else len(frame)
     if frame is None or images < config.min_images:

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from medvision_ray import listing, storage, tables
+from medvision_ray.archive.ids import ONLINE
 from medvision_ray.errors import MedVisionError, StorageError, UsageError
 from medvision_ray.privacy import HASHED
 from medvision_ray.scoring.lease import lease
@@ -115,6 +116,8 @@ def _asked(addresses: list[str]) -> list[bool | None]:
 def _is_there(address: str) -> bool | None:
     if address.startswith(HASHED):
         return None
+    if address.startswith(ONLINE):  # what was sent to a server was never there
+        return False
     try:
         listing.stat_object(address.removesuffix(tables.SERIES))
     except StorageError as error:

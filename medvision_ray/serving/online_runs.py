@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 
 from medvision_ray import tables
+from medvision_ray.archive.ids import ONLINE
 from medvision_ray.archive.inventory import image_id
 from medvision_ray.scoring.rows import SCORED
 from medvision_ray.scoring.summary import RunIdentity, RunSummary, publish_run, reasons_of
@@ -21,7 +22,6 @@ from medvision_ray.scoring.summary import RunIdentity, RunSummary, publish_run, 
 JOB, ARCHIVE = "serve", "api"
 """What `runs` names as job and archive of these runs."""
 _PREFIX = "online-"
-_SCHEME = "api://"
 _SETTLED_DAYS = 30
 _AT_WORK = timedelta(minutes=15)
 """A commit of another replica may be under way for so long: the store is tried again for minutes."""
@@ -50,7 +50,7 @@ def entry_of(request_id: str, data: bytes) -> dict[str, Any]:
     Args:
         data: the object; its sha256 is the `etag`. Takes 1 ms for some MB.
     """
-    uri, etag = f"{_SCHEME}{request_id}", hashlib.sha256(data).hexdigest()
+    uri, etag = f"{ONLINE}{request_id}", hashlib.sha256(data).hexdigest()
     return {"image_id": image_id(uri, etag), "uri": uri, "etag": etag}
 
 

@@ -57,6 +57,13 @@ def output(tmp_path: Path, bundle: Bundle) -> str:
     return place
 
 
+def test_what_was_sent_to_a_server_counts_in_no_study(output: str, bundle: Bundle) -> None:
+    before = study_rows(output, bundle)
+    again = {"uri": "api://r1", "image_id": 9, "study_key": "s1", "patient_key": "p", "p": (0.0, 0.0, 1.0)}
+    commit(output, bundle, again, run="online-1")
+    assert study_rows(output, bundle) == before
+
+
 def test_the_classes_of_a_study_are_means_over_its_objects(output: str, bundle: Bundle) -> None:
     [row] = study_rows(output, bundle).to_pylist()
     assert (row["study_key"], row["patient_key"], row["objects"], row["volumes"], row["frames"]) == (

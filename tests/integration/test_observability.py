@@ -170,7 +170,9 @@ def test_what_workers_and_driver_record_is_on_rays_metrics_endpoint(cluster: str
     monitoring.record_progress(100, 14, 4)
     # The end is told by a process of its own, as after a night with nothing new.
     counts = {"listed": 100, "already_done": 0, "scored": 96, "failed": 4, "not_scored": 0}
-    assert monitoring.record_end(RayConfig(address=cluster), "score", "done", {**counts, "seconds": {"list": 1.5}})
+    drift = {"judged": True, "shifted": ["kvp"], "features": [{"feature": "kvp", "psi": 0.5}]}
+    result = {**counts, "seconds": {"list": 1.5}, "drift": drift}
+    assert monitoring.record_end(RayConfig(address=cluster), "score", "done", result)
     names = {metric.exported for metric in monitoring.METRICS}
     found: dict[Any, float] = {}
 
@@ -191,4 +193,6 @@ def test_what_workers_and_driver_record_is_on_rays_metrics_endpoint(cluster: str
     assert value("ray_medvision_run_progress_objects", verb="score", state="done") == 14
     assert value("ray_medvision_last_run_objects", verb="score", state="scored") == 96
     assert value("ray_medvision_last_run_seconds", verb="score", stage="list") == 1.5
+    assert value("ray_medvision_last_run_drift_psi", verb="score", feature="kvp") == 0.5
+    assert value("ray_medvision_last_run_shifted_features", verb="score") == 1
     assert abs(time.time() - value("ray_medvision_last_end_timestamp_seconds", verb="score", status="done")) < 300

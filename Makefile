@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TAG := $(shell $(PYTHON) -c "import sys; print('py%d%d' % sys.version_info[:2])")
 STAMP := $(VENV)/.installed-$(TAG)
 
-.PHONY: demo test test-cluster test-dcmtk test-faults test-fuzz test-intervals test-serve test-viewer viewer check format constraints wheel sbom audit bench \
+.PHONY: demo test test-cluster test-dcmtk test-faults test-fuzz test-integration test-intervals test-serve test-viewer viewer check format constraints wheel sbom audit bench \
 	bench-score bench-serve clean
 
 demo: $(STAMP)
@@ -14,7 +14,11 @@ demo: $(STAMP)
 # Tests that start a Ray of their own take both cores; the others share them out by file.
 test: $(STAMP)
 	$(BIN)/pytest -m "not slow and not integration" -n 2 --dist loadfile --durations=15
-	$(BIN)/pytest -m "integration and not slow" --durations=15
+	$(BIN)/pytest tests/integration -m core --durations=15
+
+# The other tests on a Ray: training, folds, tuning, poison, a killed driver, the server. CI runs them too.
+test-integration: $(STAMP)
+	$(BIN)/pytest tests/deploy tests/integration tests/scoring -m "integration and not core and not slow" --durations=15
 
 # What every comparable corpus file looks like, beside dcmtk (Debian package dcmtk; skipped without it).
 test-dcmtk: $(STAMP)
@@ -27,7 +31,7 @@ test-faults: $(STAMP)
 	MEDVISION_KILL_RESULTS=$(KILLS) $(BIN)/pytest tests/faults/kills -m ""
 	$(BIN)/python tests/faults/kills/summary.py $(KILLS) --record benchmarks/results/kills.json
 	$(BIN)/pytest tests/faults/test_s3_faults.py -m "" --durations=15
-	$(BIN)/pytest tests/integration -m slow
+	$(BIN)/pytest tests/integration -m slow --durations=15
 
 # Three Ray nodes on this machine: nodes killed, added and cut off, and the head lost, while scoring and training.
 test-cluster: $(STAMP)

@@ -48,7 +48,7 @@ from medvision_ray.scoring.settings import WorkerSettings
 from medvision_ray.scoring.worker import ScoringWorker
 from medvision_ray.verification import verify
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.core, pytest.mark.timeout(600)]
 
 FAMILY, GIVEN, NUMBER, BORN = "Quixworth", "Zeldalyn", "7731900442", "19310719"
 IDENTIFIERS = (FAMILY, GIVEN, NUMBER, BORN)

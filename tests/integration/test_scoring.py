@@ -91,6 +91,7 @@ def _expected(*archives: str) -> Counter[int]:
     return Counter(i for uri in archives for i in list_archive(ArchiveConfig(uri=uri)).objects["image_id"].to_pylist())
 
 
+@pytest.mark.core
 @pytest.mark.usefixtures("cluster")
 def test_two_nights_give_one_row_an_object(bundle: Bundle, phantom: PhantomArchive, tmp_path: Path) -> None:
     whole = str(Path(phantom.night_1).parent)
@@ -172,6 +173,7 @@ def test_failures_over_the_budget_are_told(bundle: Bundle, phantom: PhantomArchi
     assert _run(job).over_budget
 
 
+@pytest.mark.core
 @pytest.mark.usefixtures("cluster")
 def test_killed_actor_loses_and_doubles_nothing(bundle: Bundle, phantom: PhantomArchive, tmp_path: Path) -> None:
     killed: list[int] = []

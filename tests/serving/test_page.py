@@ -426,7 +426,7 @@ def test_light_and_dark_follow_the_system_until_somebody_chooses(visit: Callable
     theme = "document.documentElement.dataset.theme"
     assert page.evaluate(theme) == "light"
     page.emulate_media(color_scheme="dark")
-    assert page.evaluate(theme) == "dark"
+    page.wait_for_function(f"{theme} === 'dark'")  # the browser tells the page in its own time
     page.click("#theme")
     page.reload()
     assert page.evaluate(theme) == "light"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -134,6 +135,17 @@ def test_without_the_token_nobody_is_answered(address: str, picture: bytes) -> N
     assert httpx.get(f"{address}/healthz").status_code == 200
     assert httpx.get(f"{address}/v1/models").status_code == 401
     assert httpx.post(f"{address}/v1/predict", content=picture).status_code == 401
+
+
+def test_the_client_in_the_readme_gets_a_prediction_or_a_problem(address: str, picture: bytes, tmp_path: Path) -> None:
+    text = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    names: dict[str, Any] = {}
+    exec(next(code for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "def predict" in code), names)
+    (tmp_path / "slice").write_bytes(picture)
+    (tmp_path / "rubbish").write_bytes(b"rubbish")
+    found = [names["predict"](tmp_path / name, f"{address}/v1/predict", TOKEN) for name in ("slice", "rubbish")]
+    assert sum(item["probability"] for item in found[0]["classes"]) == pytest.approx(1, abs=1e-5)
+    assert (found[1]["status"], found[1]["code"]) == (415, "unsupported_format")
 
 
 def test_more_requests_than_are_taken_on_are_told_to_come_again(address: str, picture: bytes) -> None:

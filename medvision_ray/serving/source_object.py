@@ -5,7 +5,6 @@ from __future__ import annotations
 import pyarrow as pa
 
 from medvision_ray import storage
-from medvision_ray.archive.ids import ONLINE
 from medvision_ray.archive.series import SUFFIX, grouped
 from medvision_ray.errors import MedVisionError, StorageError
 from medvision_ray.listing import LISTING, list_batches
@@ -43,7 +42,7 @@ def read_source(uri: str, etag: str, max_bytes: int) -> list[bytes]:
         raise NotOpenableError(
             "hashed_address", "This site keeps no addresses (`privacy.uri: hash`): the image cannot be opened."
         )
-    if uri.startswith(ONLINE):
+    if "://" in uri and uri.split("://", 1)[0] not in ("file", "s3", "gs"):
         raise NotOpenableError(
             "not_in_archive", "This image was sent to the API and is in no archive: it cannot be opened."
         )

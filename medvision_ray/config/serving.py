@@ -60,7 +60,7 @@ class RequestLimits(Section):
 
     max_in_flight: Positive = 16
     """Requests that a replica works on or holds at once; more are answered 429 with Retry-After. Twice the batch on a GPU."""
-    expected_seconds: Seconds | None = 1.25
+    expected_seconds: Seconds | None = 1.5
     """Seconds that an answer may be expected to take, by requests in flight and their pace; beyond it 429. Null: `max_in_flight` alone."""
     max_body_bytes_in_flight: Positive = 1 << 30
     """Bytes of bodies that a replica holds at once; more are answered 429."""

@@ -8,7 +8,6 @@ bytes. Nothing is pickled. A child that dies or is too slow costs the one object
 from __future__ import annotations
 
 import base64
-import contextlib
 import dataclasses
 import json
 import os
@@ -28,6 +27,7 @@ from medvision_ray.scoring.pipes import (
     OUT_OF_MEMORY_STATUS,
     START_SECONDS,
     answer_with,
+    end_child,
     limit_memory,
     own_stdout,
     receive,
@@ -92,12 +92,7 @@ class IsolatedReader:
         """End the child."""
         child, self._child = self._child, None
         if child is not None:
-            child.kill()
-            child.wait()
-            for stream in (child.stdin, child.stdout):
-                if stream is not None:
-                    with contextlib.suppress(BrokenPipeError):
-                        stream.close()
+            end_child(child)
 
     def _living_child(self) -> subprocess.Popen[bytes]:
         """The child, started where there is none or it died after its last answer."""

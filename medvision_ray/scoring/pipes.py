@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import selectors
+import subprocess
 import time
 from typing import IO, Any
 
@@ -54,6 +55,16 @@ def answer_with(out: IO[bytes], message: dict[str, Any], payload: bytes = b"") -
     text = json.dumps(message).encode()
     out.write(len(text).to_bytes(4, "big") + text + payload)
     out.flush()
+
+
+def end_child(child: subprocess.Popen[bytes]) -> None:
+    """Kill a child, wait for its end, and close the pipes to it."""
+    child.kill()
+    child.wait()
+    for stream in (child.stdin, child.stdout):
+        if stream is not None:
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
 
 
 def own_stdout() -> IO[bytes]:

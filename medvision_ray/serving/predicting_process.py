@@ -8,7 +8,6 @@ clients send is decoded elsewhere (`serving.decoders`).
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
 import subprocess
@@ -24,7 +23,7 @@ from medvision_ray.bundle import Bundle
 from medvision_ray.config.serving import ServeJob
 from medvision_ray.imaging.errors import DecodeError, ErrorCode, Stage
 from medvision_ray.scoring.objects import PreparedObject
-from medvision_ray.scoring.pipes import own_stdout
+from medvision_ray.scoring.pipes import end_child, own_stdout
 from medvision_ray.serving.model_memory import ModelMemory, Pair, Scored, StaleModelError
 from medvision_ray.serving.problems import RequestError
 
@@ -69,12 +68,7 @@ class PredictingProcess:
         child, self._child = self._child, None
         self._loaded = set()
         if child is not None:
-            child.kill()
-            child.wait()
-            for stream in (child.stdin, child.stdout):
-                if stream is not None:
-                    with contextlib.suppress(BrokenPipeError):
-                        stream.close()
+            end_child(child)
 
     def _call(self, method: str, *details: Any) -> Any:
         with self._lock:

@@ -25,7 +25,7 @@ from medvision_ray.demo.archive import PhantomArchive
 # Two whole runs and their starts of Ray in one fixture: long where the machine is loaded.
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
-NAME = "DOE JANE 1970"
+NAME = "ZYBROW JANE 1970"  # a family name in no English word
 
 
 def wait_for(what: Callable[[], Any], seconds: float) -> Any:
@@ -118,7 +118,12 @@ def test_each_line_of_a_run_is_json_and_the_last_says_how_it_ended(night: Night)
 def test_nothing_that_a_run_says_or_tells_holds_an_identifier(night: Night, phantom: PhantomArchive) -> None:
     for ended in (night.stopped, night.finished):
         said = ended.out + ended.err + json.dumps(ended.told)
-        for identifier in (NAME, "DOE", *phantom.identifiers, *(Path(name).name for name in phantom.broken)):
+        for identifier in (
+            NAME,
+            NAME.split(maxsplit=1)[0],
+            *phantom.identifiers,
+            *(Path(name).name for name in phantom.broken),
+        ):
             assert identifier.lower() not in said.lower()
 
 

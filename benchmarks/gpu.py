@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from facts import RESULTS, machine, print_table, write_results
-from score_vs_dataloader import MODELS, _sample, make_bundle
+from score_vs_dataloader import MODELS, make_bundle, sample
 
 PRECISIONS = ("bf16", "float32")
 BATCHES = (16, 64, 256)
@@ -296,7 +296,7 @@ def _child(*arguments: str) -> dict[str, Any]:
 
 def score_case(bundle: str, archive: str, objects: int, repeats: int, scratch: Path) -> dict[str, Any]:
     """Peer and project, interleaved; medians."""
-    listing = _sample(archive, objects, scratch)
+    listing = sample(archive, objects, scratch)
     runs: dict[str, list[dict[str, Any]]] = {"project": [], "peer": []}
     for _ in range(repeats):
         for name, found in runs.items():

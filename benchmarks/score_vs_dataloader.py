@@ -266,7 +266,7 @@ def _child(*arguments: str) -> dict[str, float]:
     return found
 
 
-def _sample(archive: str, objects: int, folder: Path) -> str:
+def sample(archive: str, objects: int, folder: Path) -> str:
     """Links to evenly spread images of the archive, each several times where it has too few, and their list."""
     images = sorted(
         p for p in Path(archive).resolve().rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png", ".dcm")
@@ -283,7 +283,7 @@ def _sample(archive: str, objects: int, folder: Path) -> str:
 
 def measure(bundle: str, archive: str, objects: int, repeats: int, scratch: Path) -> dict[str, Any]:
     """One model on one archive: medians and ratios of interleaved runs."""
-    listing = _sample(archive, objects, scratch)
+    listing = sample(archive, objects, scratch)
     runs: dict[str, list[dict[str, float]]] = {"project": [], "peer": [], "field": [], "limit": []}
     for _ in range(repeats):
         for name, found in runs.items():

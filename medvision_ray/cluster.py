@@ -36,8 +36,6 @@ def ray_session(config: RayConfig, *, dashboard: bool = False) -> Iterator[None]
     # Ray Data loads while Ray's own processes start.
     loading = threading.Thread(target=importlib.import_module, args=("ray.data",), daemon=True)
     loading.start()
-    for name in ("ray.data", "ray.train"):  # their INFO lines would bury the job's own progress
-        logging.getLogger(name).setLevel(logging.ERROR)
     address = config.address or os.environ.get("RAY_ADDRESS")
     if not address:
         # Ray Data's actors raise a warning of Ray's core at start (ray#53727) that a reader takes for an error.
@@ -66,6 +64,9 @@ def ray_session(config: RayConfig, *, dashboard: bool = False) -> Iterator[None]
             "or leave `ray.address` empty to start one for this job."
         ) from None
     loading.join()
+    # Their progress would bury the job's own; after loading, which sets the levels anew.
+    for name in ("ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield
     finally:

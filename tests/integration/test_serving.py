@@ -15,7 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import cv2
 import httpx2 as httpx
+import numpy as np
 import pytest
 import ray
 import torch
@@ -135,6 +137,16 @@ def test_without_the_token_nobody_is_answered(address: str, picture: bytes) -> N
     assert httpx.get(f"{address}/healthz").status_code == 200
     assert httpx.get(f"{address}/v1/models").status_code == 401
     assert httpx.post(f"{address}/v1/predict", content=picture).status_code == 401
+
+
+def test_an_answer_may_be_larger_than_a_message_of_grpc_usually_is(address: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (2200, 2200), np.uint8)
+    body = cv2.imencode(".png", noise)[1].tobytes()
+    headers = {**HEADERS, "Accept": "image/png"}
+    answer = httpx.post(f"{address}/v1/predict", content=body, headers=headers, timeout=60)
+    assert answer.status_code == 200
+    assert len(answer.content) > 4 << 20
+    assert cv2.imdecode(np.frombuffer(answer.content, np.uint8), cv2.IMREAD_COLOR).shape[:2] == noise.shape
 
 
 def test_the_client_in_the_readme_gets_a_prediction_or_a_problem(address: str, picture: bytes, tmp_path: Path) -> None:

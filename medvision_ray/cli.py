@@ -15,7 +15,7 @@ from medvision_ray.cli_bundle import add_bundle_verb
 from medvision_ray.cli_calibrate import add_calibrate_options, calibrate, calibrate_overrides
 from medvision_ray.cli_cluster import add_cluster_verbs, split_submission
 from medvision_ray.cli_explain import add_explain_options, explain, explain_overrides
-from medvision_ray.cli_output import print_facts
+from medvision_ray.cli_output import print_facts, reader_may_leave
 from medvision_ray.cli_score import add_score_options, score_overrides
 from medvision_ray.cli_tables import add_tables_verb
 from medvision_ray.ending import DONE, OVER_BUDGET, leave, run_to_the_end
@@ -44,16 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code, result = options.run(options)
         return int(code), result
 
-    with only_ours(options.log):
-        ending = run_to_the_end(run, options.log)
-        if options.begun is not None:
-            from medvision_ray.on_finish import conclude
+    with reader_may_leave():
+        with only_ours(options.log):
+            ending = run_to_the_end(run, options.log)
+            if options.begun is not None:
+                from medvision_ray.on_finish import conclude
 
-            conclude(options.verb, options.begun, ending, options.log)
-        options.log.end(options.verb or "medvision", ending.status, ending.exit_code, ending.result)
-    if options.json:
-        told = ending.result if ending.error is None else {"error": ending.error, "exit_code": ending.exit_code}
-        sys.stdout.write(json.dumps(finite(told), default=str) + "\n")
+                conclude(options.verb, options.begun, ending, options.log)
+            options.log.end(options.verb or "medvision", ending.status, ending.exit_code, ending.result)
+        if options.json:
+            told = ending.result if ending.error is None else {"error": ending.error, "exit_code": ending.exit_code}
+            sys.stdout.write(json.dumps(finite(told), default=str) + "\n")
     return ending.exit_code
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,17 @@ def test_help_loads_neither_ray_nor_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("option", [[], ["--json"]])
+def test_a_reader_that_goes_away_costs_nothing(tmp_path: Path, option: list[str]) -> None:
+    (tmp_path / "a.dcm").write_bytes(b"DICM")
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "medvision_ray.cli", "inventory", "--set", f"archive.uri={tmp_path}", *option]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_config_show_prints_every_option_of_a_job(capsys: pytest.CaptureFixture[str]) -> None:

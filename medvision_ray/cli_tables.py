@@ -129,6 +129,11 @@ def _told(done: Erasure) -> list[str]:
     """What went, what comes back, and what else there is to do."""
     verb = "deleted" if done.deleted else "would go; --delete deletes them"
     lines = [f"{name}: {rows} rows {verb}" for name, rows in done.rows.items()]
+    if done.unmatched_patients:
+        lines.append(
+            f"{done.unmatched_patients} of the {done.patients} patients have no row here. Where one should have: was it written "
+            "with this pseudonym key, and does the ID come with its issuer?"
+        )
     if done.in_archive:
         lines.append(
             f"{done.in_archive} of their {done.images} objects are still in the archive: the next run scores them again. "

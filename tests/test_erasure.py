@@ -252,10 +252,11 @@ def test_logs_younger_than_asked_for_stay(tmp_path: Path, keys: tuple[str, str])
 def test_the_command_line_makes_the_keys_out_of_patient_ids(
     output: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.stdin", io.StringIO("0815\tHOSPITAL\n\n"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("0815\tHOSPITAL\n\n0815\n"))
     assert main(["tables", "erase-patient", "--output", output, "--ids-from-stdin", "--delete"]) == 0
     shown = capsys.readouterr().out
     assert "predictions: 2 rows deleted" in shown
+    assert "1 of the 2 patients have no row here" in shown
     assert "0815" not in shown
     assert _ids(output, "predictions") == ["1 m", "1 other", "2 m"]
 

@@ -27,6 +27,8 @@ class Erasure:
 
     Attributes:
         rows: rows by table.
+        patients: patient keys that were given.
+        unmatched_patients: of these, how many no row bears.
         images: different objects, by address.
         deleted: False after a look only.
         in_archive: of these objects, how many the archive still holds: the next run scores them again.
@@ -36,6 +38,8 @@ class Erasure:
     """
 
     rows: dict[str, int]
+    patients: int
+    unmatched_patients: int
     images: int
     deleted: bool
     in_archive: int
@@ -79,6 +83,8 @@ def erase_patients(
                     tables.erase_rows(output, name, model, found.image_ids[name])
     return Erasure(
         rows=found.count(),
+        patients=len(keys),
+        unmatched_patients=found.unmatched_keys,
         images=len(found.addresses),
         deleted=delete,
         in_archive=sum(answer is True for answer in there),

@@ -45,11 +45,13 @@ class PatientRows:
         rows: by table and model_id.
         image_ids: by table.
         addresses: `uri` of their objects, as the tables have it.
+        unmatched_keys: how many of the patient keys that were asked for no row bears.
     """
 
     rows: dict[str, dict[str, int]]
     image_ids: dict[str, list[int]]
     addresses: list[str]
+    unmatched_keys: int
 
     def count(self) -> dict[str, int]:
         """Rows by table."""
@@ -72,11 +74,12 @@ def rows_of_patients(output: str, patient_keys: Iterable[str], addresses: Iterab
     if predictions is None and failures is None:
         raise UsageError(f"Expected tables below {storage.join(output, 'tables')}, but there are none.")
     keys, places = pa.array(sorted(set(patient_keys)), pa.string()), sorted(set(addresses))
-    found, known = {}, list(places)
+    found, known, matched = {}, list(places), 0
     if predictions is not None:
         of_theirs = pc.fill_null(pc.is_in(predictions["patient_key"], keys), False)
         found["predictions"] = predictions.filter(pc.or_(of_theirs, _at(predictions["uri"], places)))
         known += found["predictions"]["uri"].to_pylist()
+        matched = pc.sum(pc.is_in(keys, pc.unique(predictions["patient_key"]))).as_py() or 0
     if failures is not None:
         found["failures"] = failures.filter(_at(failures["uri"], known))
     return PatientRows(
@@ -84,6 +87,7 @@ def rows_of_patients(output: str, patient_keys: Iterable[str], addresses: Iterab
         | {name: {} for name in ERASED_FROM if name not in found},
         image_ids={name: pc.unique(rows["image_id"]).to_pylist() for name, rows in found.items()},
         addresses=sorted({uri for rows in found.values() for uri in rows["uri"].to_pylist()}),
+        unmatched_keys=len(keys) - matched,
     )
 
 

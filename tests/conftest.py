@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
+from hypothesis import settings
 
 from medvision_ray import storage
 from medvision_ray.bundle import Bundle, save_bundle
@@ -20,6 +21,9 @@ from medvision_ray.demo.encode import Subject, ct_dicom
 from medvision_ray.demo.phantom import draw_phantom
 
 ROOT = Path(__file__).resolve().parents[1]
+
+settings.register_profile("medvision", deadline=None)  # a busy machine is no failure
+settings.load_profile("medvision")
 
 
 def _folder(variable: str, default: str) -> Path:

@@ -213,7 +213,7 @@ def test_weights_count_as_repeated_images(samples: EvaluationSamples) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.integers(0, 3)), min_size=1, max_size=25))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_weighted_ranks_agree_with_scikit_learn_under_ties_and_zero_weights(
     images: list[tuple[int, bool, int]],
 ) -> None:
@@ -352,7 +352,7 @@ def test_a_certain_model_falls_into_the_last_bin() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.integers(0, 12)), min_size=1, max_size=20))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_sensitivity_at_a_specificity_under_ties_and_weights_is_that_of_the_repeated_images(
     images: list[tuple[int, bool, int]],
 ) -> None:

@@ -25,6 +25,7 @@ from facts import machine, print_table, write_results
 from score_vs_dataloader import ARCHIVES, BATCH, MODELS, limits, make_bundle, sample
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+_LOOK_SECONDS = 1.0
 _STEADY_PART = 0.9  # of the objects; then the last blocks begin, and actors run out of them
 
 
@@ -94,9 +95,12 @@ def account(bundle: str, folder: str, objects: int) -> dict[str, Any]:
         command += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
+        rows: dict[str, int] = {}  # of files that are there: looking costs time that the actors would have
+
         def done() -> int:
-            files = Path(output).glob("runs/*/rows/*.parquet")
-            return sum(pq.read_metadata(path).num_rows for path in files)
+            files = {path.name: path for path in Path(output).glob("runs/*/rows/*.parquet") if path.name not in rows}
+            rows.update({name: pq.read_metadata(path).num_rows for name, path in files.items()})
+            return sum(rows.values())
 
         def wait_for(count: int) -> int:
             while (now := done()) < count:

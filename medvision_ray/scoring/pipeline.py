@@ -23,6 +23,7 @@ from medvision_ray import storage
 from medvision_ray.cluster import cluster_cpus, cluster_gpus
 from medvision_ray.config import ScoringConfig
 from medvision_ray.errors import MedVisionError
+from medvision_ray.native import REUSE_FREED_MEMORY
 from medvision_ray.retry import retrying
 from medvision_ray.scoring.actors import PredictActor, PrepareActor, ScoringActor
 from medvision_ray.scoring.settings import WorkerSettings
@@ -122,6 +123,7 @@ def score_pass(blocks: list[pa.Table], settings: WorkerSettings, placement: Plac
             compute=ActorPoolStrategy(size=actors),
             num_cpus=placement.cpus,
             num_gpus=gpus,
+            runtime_env={"env_vars": REUSE_FREED_MEMORY},
         )
 
     data = ray.data.from_arrow(blocks)

@@ -15,7 +15,7 @@ from medvision_ray.cluster import cluster_gpus
 from medvision_ray.config import build_job
 from medvision_ray.config.serving import ServeJob
 from medvision_ray.defects import describe
-from medvision_ray.native import LARGEST_REUSED_BYTES
+from medvision_ray.native import REUSE_FREED_MEMORY
 from medvision_ray.serving.app import create_app
 from medvision_ray.serving.local import LocalEngine
 from medvision_ray.serving.metrics import ServingMetrics
@@ -33,12 +33,6 @@ _OVERFLOW = 8
 _QUEUED = 4
 """Requests that wait before a replica; further ones are refused by Serve, at once. With 16, those that were taken on had waited
 behind others, to be refused, for longer than their answer took."""
-# `native.reuse_freed_memory`, also for the predicting process, whatever threads it has.
-_MEMORY = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(LARGEST_REUSED_BYTES),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
-}
 _log = logging.getLogger("ray.serve")
 
 
@@ -111,7 +105,7 @@ def application(settings: ServeJob, token: str | None) -> Any:
     patience = settings.limits.body_seconds + settings.limits.answer_seconds
     deployment = serve.deployment(serve.ingress()(Replica)).options(
         name=NAME,
-        ray_actor_options={"num_cpus": scale.cpus, "num_gpus": gpus, "runtime_env": {"env_vars": _MEMORY}},
+        ray_actor_options={"num_cpus": scale.cpus, "num_gpus": gpus, "runtime_env": {"env_vars": REUSE_FREED_MEMORY}},
         max_ongoing_requests=settings.limits.max_in_flight + _OVERFLOW,
         max_queued_requests=_QUEUED,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),

@@ -38,7 +38,7 @@ def _leakage(trainings: Sequence[Guarded], *, several: bool) -> list[Block]:
             f"{pairs:,} pairs of images in different splits look nearly the same: metrics on these images are too good."
         )
     elif not_looked:
-        said += "Near-duplicates were not looked for (`labels.near_duplicates: off`)."
+        said += "Near-duplicates were not looked for (labels.near_duplicates: off)."
     else:
         said += "No two images of different splits look nearly the same."
     heads = ("Training", *_LEAK_HEADS) if several else _LEAK_HEADS
@@ -98,7 +98,7 @@ def _shortcuts(trainings: Sequence[Guarded]) -> list[Block]:
         return [Text("Whether the acquisition alone tells the label was not looked at: the model tells no classes.")]
     blocks: list[Block] = []
     for name, probe in found.values():
-        blocks.append(Text((f"{name}: " if len(found) > 1 else "") + str(probe["sentence"])))
+        blocks.append(Text((f"{name}: " if len(found) > 1 else "") + str(probe["sentence"]).replace("`", "")))
         lines = [
             Estimate(
                 _line(family, class_name), item["auroc"], item["ci_low"], item["ci_high"], emphasised=family == "all"

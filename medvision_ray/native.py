@@ -20,7 +20,7 @@ REUSE_FREED_MEMORY = {
 """Environment of a process that is started to do as after `reuse_freed_memory`, whatever threads it has.
 
 Ray calls what actors and training workers do in a thread of its own. That one has a pool of memory by then, of blocks
-that glibc maps and unmaps, and the function comes too late: it cost a sixth of the CPU time of a scored image.
+that glibc maps and unmaps, and the function comes too late: it cost a sixth to a third of the CPU time of a scored image.
 """
 
 

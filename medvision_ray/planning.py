@@ -54,15 +54,15 @@ class Model:
     h100_images_per_second: float
 
 
-MODELS = {"small": Model(0.009, 20712.0), "hybrid": Model(0.0558, 8728.4)}
+MODELS = {"small": Model(0.0088, 20712.0), "hybrid": Model(0.0604, 8728.4)}
 GPUS = {
     "h100": 1.0,
     # Assumed, not measured: the ratio of memory bandwidths, 300 to 3,350 GB/s, which bounds such networks.
     "l4": 300 / 3350,
 }
 
-EFFICIENCY = 0.72
-"""Of whole runs against their stages alone: the mean of 0.655 and 0.788 (score_vs_dataloader.json, `ratio_to_limit`)."""
+EFFICIENCY = 0.92
+"""Of whole runs against their stages alone: the mean of 0.805 and 1.031 (score_vs_dataloader.json, `ratio_to_limit`)."""
 OVERHEAD_CPU_SECONDS = 0.00056
 """Ray's share of an image: (0.733 - 0.454) ms on 2 cores at 100,000 objects (scale.json)."""
 STARTUP_SECONDS = 20.0

@@ -26,6 +26,7 @@ def _commands(folder: str) -> dict[str, list[str]]:
     real = [part for name in ("chest_xray", "chest_ct_dicom") for part in ("--archive", str(data / name))]
     return {
         "score_vs_dataloader": [],
+        "where_cpu_goes": ["--model", "small CNN", "--archive", str(data / "chest_xray")],
         "nothing_new": ["--folder", folder],
         "scale": [],
         "tables": [],
@@ -59,6 +60,18 @@ def _score_vs_dataloader(found: dict[str, Any]) -> list[Row]:
                 case["ratio_to_field"],
                 ">= 5",
             ),
+        ]
+    return rows
+
+
+def _where_cpu_goes(found: dict[str, Any]) -> list[Row]:
+    rows: list[Row] = []
+    for name, case in found["cases"].items():
+        ours, bare = (round(1000 * case[f"{kind}_cpu_per_image"], 2) for kind in ("actors", "bare"))
+        whole = case["seconds"] * found["machine"]["cores"]
+        rows += [
+            (f"CPU of an actor, {name}, ms an image", ours, "bare process", bare, round(bare / ours, 2), ""),
+            ("share of the machine that actors get", round(case["roles"]["actors"] / whole, 3), "", "", "", ""),
         ]
     return rows
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from facts import machine, print_table, write_results
+from facts import descendants, machine, print_table, write_results
 from http_load import Load, load
 
 from medvision_ray.bundle import Bundle, save_bundle
@@ -133,28 +133,15 @@ def told(found: Load) -> dict[str, Any]:
     }
 
 
-def descendants() -> dict[int, str]:
-    """Command lines of this process and those that it started, by id."""
-    parents, commands = {}, {}
-    for place in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            parents[int(place.name)] = int((place / "stat").read_text().rpartition(")")[2].split()[1])
-            commands[int(place.name)] = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    ours = {os.getpid()}
-    while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
-        ours |= more
-    return {pid: commands[pid] for pid in ours if pid in commands}
-
-
 def replica_pid() -> int:
     """The replica among this process's descendants."""
-    return next(pid for pid, command in descendants().items() if REPLICA in command)
+    return next(pid for pid, command in descendants(os.getpid()).items() if REPLICA in command)
 
 
 def cpu_seconds() -> dict[str, float]:
     """CPU seconds so far of the server's parts and of this process, which the clients are in."""
     spent: dict[str, float] = {}
-    for pid, command in descendants().items():
+    for pid, command in descendants(os.getpid()).items():
         part = next((part for part, sign in PARTS.items() if sign in command), "rest of Ray")
         with contextlib.suppress(OSError):
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -21,42 +21,26 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from facts import machine, print_table, write_results
+from facts import descendants, machine, print_table, write_results
 from score_vs_dataloader import ARCHIVES, BATCH, MODELS, limits, make_bundle, sample
 
 _TICKS = os.sysconf("SC_CLK_TCK")
-_LOOK_SECONDS = 1.0
+_DRIVER = "the command (driver)"
+_LOOK_SECONDS = 0.1
 _STEADY_PART = 0.9  # of the objects; then the last blocks begin, and actors run out of them
 
 
 def processes_of(root: int) -> dict[int, str]:
     """Roles by process, of a process and its descendants."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            except OSError:
-                continue
-    found = {root: "the command (driver)"}
-    grown = True
-    while grown:
-        fresh = {pid for pid, parent in parents.items() if parent in found and pid not in found}
-        found.update({pid: role for pid in fresh if (role := _role(pid))})
-        grown = any(pid in found for pid in fresh)
-    return found
+    return {pid: _DRIVER if pid == root else _role(command) for pid, command in descendants(root).items()}
 
 
-def _role(pid: int) -> str:
-    try:
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-    except OSError:
-        return ""
+def _role(command: str) -> str:
     if command.startswith("ray::"):
-        name = command.split()[0].removeprefix("ray::").split("(")[0].split(".")[0]
+        name = command.split(maxsplit=1)[0].removeprefix("ray::").split("(")[0].split(".")[0]
         return "actors" if name.startswith(("MapWorker", "_MapWorker")) else f"ray worker {name}"
     for name in ("gcs_server", "raylet", "agent.py", "main.py", "log_monitor", "dashboard", "monitor.py"):
-        if name in command.split(" -")[0] or f"/{name}" in command:
+        if name in command.split(" -", maxsplit=1)[0] or f"/{name}" in command:
             return f"Ray's {Path(name).stem}"
     return "others of Ray's"
 
@@ -106,7 +90,7 @@ def account(bundle: str, folder: str, objects: int) -> dict[str, Any]:
             while (now := done()) < count:
                 if process.poll() is not None:
                     raise SystemExit("the run ended before it was in steady state; ask for more --objects")
-                time.sleep(0.1)
+                time.sleep(_LOOK_SECONDS)
             return now
 
         first = wait_for(objects // 10)

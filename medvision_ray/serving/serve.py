@@ -45,7 +45,7 @@ def serving(settings: ServeJob, say: Reporter = silent) -> Iterator[str]:
     models = [load_bundle(resolve(uri)).model_id for uri in settings.bundles]
     # Bodies reach the replica as results of Serve's proxy: beyond this size they go through the object store, 3 ms slower.
     os.environ.setdefault("RAY_max_direct_call_object_size", str(_DIRECT_BYTES))
-    # From proxy to replica over gRPC, not as an actor's call: 8 ms of CPU an answer less (docs/results.md).
+    # From proxy to replica over gRPC, not as an actor's call: some 10 ms of CPU an answer less (docs/results.md).
     os.environ.setdefault("RAY_SERVE_PROXY_USE_GRPC", "1")
     os.environ.setdefault("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", str(_ANSWER_BYTES))
     with ray_session(settings.ray):

@@ -17,6 +17,7 @@ from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from medvision_ray.demo import CLASSES, MODALITIES, PhantomArchive, draw_phantom, make_archive
 from medvision_ray.demo.encode import Subject, ct_dicom, to_hounsfield, xray_dicom
 from medvision_ray.errors import UsageError
+from medvision_ray.learning.near_duplicates import hash_of_small, near_pairs
 
 PATIENTS = 30
 SOP_CLASSES = {
@@ -248,3 +249,13 @@ def test_unknown_modality_or_label_is_refused() -> None:
 def test_a_folder_with_an_archive_is_refused(hospital: PhantomArchive) -> None:
     with pytest.raises(UsageError, match="remove it first"):
         make_archive(hospital.folder)
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_no_two_patients_look_nearly_the_same_to_the_guard_of_a_training(modality: str) -> None:
+    pictures = [
+        draw_phantom(np.random.default_rng([7, number]), modality, CLASSES[number % 3], 128)[0] for number in range(60)
+    ]
+    small = [cv2.resize((255 * one).astype(np.uint8), (32, 32), interpolation=cv2.INTER_AREA) for one in pictures]
+    hashes = [hash_of_small(one) for one in small]
+    assert near_pairs(hashes, ["train", "test"] * 30) == []

@@ -2,8 +2,8 @@
 
     python benchmarks/serve.py [--seconds 20] [--size 224]
 
-The bare predictor is one process that decodes, prepares and scores in batches as large as the server's, with one
-thread, as a scoring actor does. The server is `medvision serve` with one replica on loopback; its clients run on
+The bare predictor is one process that decodes, prepares and scores in batches as large as the server's, with as many
+threads: one, as a scoring actor does, or all. The server is `medvision serve` with one replica on loopback; its clients run on
 the same machine. Images are phantoms' DICOM files. Results go to benchmarks/results/serve.json.
 """
 
@@ -43,6 +43,7 @@ from medvision_ray.serving.serve import serving
 
 BATCH = 16
 ENTRY = {"image_id": 0, "uri": "", "etag": ""}
+_PAUSE_SECONDS, _ROUNDS = 0.02, 3
 REPLICA = "ServeReplica:medvision"
 PARTS = {
     "proxy": "ProxyActor",
@@ -113,12 +114,13 @@ class Bare:
         return done / (time.perf_counter() - started)
 
     def latencies(self, contents: list[bytes], count: int) -> list[float]:
-        """Seconds of single objects."""
+        """Seconds of single objects, with the client's pauses between them."""
         found = []
         for number in range(count):
             started = time.perf_counter()
             self.score([contents[number % len(contents)]])
             found.append(time.perf_counter() - started)
+            time.sleep(_PAUSE_SECONDS)
         return found
 
 
@@ -169,12 +171,44 @@ def milliseconds(values: list[float], share: float) -> float:
     return round(1000 * float(np.quantile(values, share)), 2)
 
 
+def in_turns(
+    bare: Bare, address: str, contents: list[bytes], seconds: float, threads: int, say: Callable[[str], object]
+) -> dict[str, Any]:
+    """Bare predictor and server by turns, so that both meet the same minutes of a shared machine: medians and rounds."""
+    torch.set_num_threads(threads)
+    load(address, contents, 4, 3)
+    rounds: list[dict[str, float]] = []
+    for _ in range(_ROUNDS):
+        alone = bare.throughput(contents, seconds / 2)
+        single = milliseconds(bare.latencies(contents, 60), 0.5)
+        before = cpu_seconds()
+        times = load(address, contents, 1, seconds / 2, pause=_PAUSE_SECONDS).seconds
+        cost = cpu_ms_each(before, cpu_seconds(), len(times))
+        full = load(address, contents, BATCH, seconds / 2)
+        served = len(full.seconds) / full.took
+        low = milliseconds(times, 0.5)
+        rounds.append(
+            {
+                "bare_per_second": round(alone, 1),
+                "served_per_second": round(served, 1),
+                "throughput_ratio": round(served / alone, 3),
+                "saturated_p99_ms": milliseconds(full.seconds, 0.99),
+                "saturated_refused": full.by_status.get(429, 0),
+                "bare_p50_ms": single,
+                "served_p50_ms": low,
+                "served_p90_ms": milliseconds(times, 0.9),
+                "added_p50_ms": round(low - single, 2),
+                **{f"cpu_ms_{part.replace(' ', '_')}": value for part, value in cost.items()},
+            }
+        )
+        say(f"{threads} threads: {rounds[-1]}")
+    medians = {name: round(statistics.median(one[name] for one in rounds), 3) for name in rounds[0]}
+    return {**medians, "threads": threads, "rounds": rounds}
+
+
 def measure(contents: list[bytes], bundle: Bundle, seconds: float, say: Callable[[str], object]) -> dict[str, Any]:
     """All figures."""
     bare = Bare(bundle)
-    alone = bare.throughput(contents, seconds)
-    single = bare.latencies(contents, 60)
-    say(f"bare predictor: {alone:.1f} objects/s, one object {milliseconds(single, 0.5)} ms")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -185,29 +219,22 @@ def measure(contents: list[bytes], bundle: Bundle, seconds: float, say: Callable
         scale=ScaleConfig(batch_size=BATCH, decoders=1),
         ray=RayConfig(num_cpus=2, object_store_bytes=200 << 20),
     )
+    threads = os.cpu_count() or 1
+    wide = job.model_copy(update={"scale": ScaleConfig(batch_size=BATCH, decoders=1, threads=threads)})
+    with serving(wide) as address:
+        several = in_turns(bare, address, contents, seconds, threads, say)
     with serving(job) as address:
-        load(address, contents, 4, 3)
-        before = cpu_seconds()
-        times = load(address, contents, 1, seconds, pause=0.02).seconds
-        cost = cpu_ms_each(before, cpu_seconds(), len(times))
-        low = {"p50_ms": milliseconds(times, 0.5), "p90_ms": milliseconds(times, 0.9), "cpu_ms_each": cost}
-        say(f"served, one client: {low}")
-        saturated = load(address, contents, BATCH, seconds)
-        times, full = saturated.seconds, len(saturated.seconds) / saturated.took
-        say(f"served at saturation: {full:.1f} objects/s {saturated.by_status}")
-        # Patient clients come again each second: 160 of them ask for 10 times of what two cores answer.
+        one = in_turns(bare, address, contents, seconds, 1, say)
+        # Patient clients come again each second: 160 of them ask for several times of what two cores answer.
         overload = told(load(address, contents, 10 * BATCH, seconds, patient=True))
-        say(f"10 times overload: {overload}")
+        say(f"overload: {overload}")
         hammered = told(load(address, contents, 10 * BATCH, seconds))
         say(f"the same clients, not heeding Retry-After: {hammered}")
         lost = killed(address, contents, max(seconds, 20.0))
         say(f"replica killed: {lost}")
     return {
-        "bare": {"objects_per_second": round(alone, 1), "p50_ms": milliseconds(single, 0.5)},
-        "served": {"objects_per_second": round(full, 1), **low},
-        "throughput_ratio": round(full / alone, 3),
-        "added_p50_ms": round(low["p50_ms"] - milliseconds(single, 0.5), 2),
-        "saturation": {"clients": BATCH, "p50_ms": milliseconds(times, 0.5), "p99_ms": milliseconds(times, 0.99)},
+        "one_thread": one,
+        "several_threads": several,
         "overload": {"clients": 10 * BATCH, **overload},
         "overload_without_heeding_retry_after": {"clients": 10 * BATCH, **hammered},
         "killed_replica": lost,
@@ -235,10 +262,21 @@ def main() -> None:
     }
     write_results("serve", {"machine": machine("ray", "torch", "fastapi"), "setup": setup, **found})
     print_table(
-        ("what", "bare", "served"),
+        ("threads", "bare, objects a second", "served", "ratio", "bare, p50 ms", "served", "added"),
         [
-            ("objects a second", found["bare"]["objects_per_second"], found["served"]["objects_per_second"]),
-            ("one object, p50 ms", found["bare"]["p50_ms"], found["served"]["p50_ms"]),
+            tuple(
+                found[name][key]
+                for key in (
+                    "threads",
+                    "bare_per_second",
+                    "served_per_second",
+                    "throughput_ratio",
+                    "bare_p50_ms",
+                    "served_p50_ms",
+                    "added_p50_ms",
+                )
+            )
+            for name in ("one_thread", "several_threads")
         ],
     )
 

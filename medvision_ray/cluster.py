@@ -8,9 +8,11 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from medvision_ray.config import RayConfig
 from medvision_ray.errors import MedVisionError
+from medvision_ray.native import REUSE_FREED_MEMORY
 
 
 @contextmanager
@@ -46,6 +48,9 @@ def ray_session(config: RayConfig, *, dashboard: bool = False) -> Iterator[None]
         # Workers started ahead of need are not the ones that actors get, and cost 4 CPU-seconds of imports.
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
         os.environ.setdefault("RAY_enable_worker_prestart", "0")
+    # Ray's workers inherit it; not left behind, for the next session may be on another's cluster.
+    lent = {} if address else {name: value for name, value in REUSE_FREED_MEMORY.items() if name not in os.environ}
+    os.environ.update(lent)
     try:
         if address:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
@@ -71,6 +76,18 @@ def ray_session(config: RayConfig, *, dashboard: bool = False) -> Iterator[None]
         yield
     finally:
         ray.shutdown()
+        for name in lent:
+            os.environ.pop(name, None)
+
+
+def worker_runtime_env() -> dict[str, Any]:
+    """Runtime environment of workers that run a network: `REUSE_FREED_MEMORY`, where they do not have it already.
+
+    A Ray that was started here gave it to all of its processes. Asking for it nonetheless costs a worker half a second: it
+    waits for the agent that makes runtime environments.
+    """
+    inherited = REUSE_FREED_MEMORY.items() <= os.environ.items()
+    return {} if inherited else {"env_vars": REUSE_FREED_MEMORY}
 
 
 def cluster_gpus() -> int:

@@ -96,6 +96,8 @@ class ScaleConfig(Section):
     """Requests under way a replica at which Ray Serve is content; above it adds one, below it removes one."""
     cpus: Annotated[float, Field(ge=0)] = 1.0
     """CPUs that a replica reserves."""
+    threads: Positive = 1
+    """CPU threads of the network; give it as many `cpus`. More answer single objects sooner, but can round otherwise than the batch job."""
     gpus: Annotated[float, Field(ge=0)] | None = None
     """GPUs that a replica reserves; null is 1 where the cluster has any, else 0. Give it more `decoders` then."""
     decoders: Positive = 2

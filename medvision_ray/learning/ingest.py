@@ -85,7 +85,7 @@ def decode_images(table: LabelTable, job: TrainJob) -> DecodedImages:
 
     _check_store(table, job.preprocess)
     cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    dataset = ray.data.from_arrow(_requests(table, cpus))
+    dataset = ray.data.from_blocks(_requests(table, cpus))
     dataset.context.enable_progress_bars = False
     config = {"decode": job.decode, "preprocess": job.preprocess, "reader": header_reader(job.privacy)}
     with warnings.catch_warnings():

@@ -13,7 +13,7 @@ import torch
 
 from medvision_ray import storage
 from medvision_ray.bundle import Bundle, image_digest, load_bundle
-from medvision_ray.cluster import cluster_cpus, cluster_gpus, ray_session
+from medvision_ray.cluster import cluster_cpus, cluster_gpus, ray_session, worker_runtime_env
 from medvision_ray.config import TrainJob
 from medvision_ray.errors import ConfigError, LabelError, MedVisionError, UsageError
 from medvision_ray.learning.feed import Truth
@@ -27,7 +27,6 @@ from medvision_ray.learning.losses import balanced_class_weights
 from medvision_ray.learning.operating import check_positive_class
 from medvision_ray.learning.publish import Best, publish_bundle
 from medvision_ray.learning.reference import ImagesSeen
-from medvision_ray.native import REUSE_FREED_MEMORY
 from medvision_ray.privacy import address_pseudonymiser
 
 Progress = Callable[[str], None]
@@ -304,7 +303,7 @@ def _fit(plan: TrainPlan, name: str, decoded: DecodedImages, use_gpu: bool) -> B
             name=name,
             storage_path=path,
             storage_filesystem=filesystem,
-            worker_runtime_env={"env_vars": REUSE_FREED_MEMORY},
+            worker_runtime_env=worker_runtime_env(),
             failure_config=FailureConfig(max_failures=job.max_restarts, controller_failure_limit=_CONTROLLER_FAILURES),
             # Ray keeps the latest checkpoint as well as the best ones.
             checkpoint_config=CheckpointConfig(

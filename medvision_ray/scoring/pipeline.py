@@ -20,10 +20,9 @@ import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 
 from medvision_ray import storage
-from medvision_ray.cluster import cluster_cpus, cluster_gpus
+from medvision_ray.cluster import cluster_cpus, cluster_gpus, worker_runtime_env
 from medvision_ray.config import ScoringConfig
 from medvision_ray.errors import MedVisionError
-from medvision_ray.native import REUSE_FREED_MEMORY
 from medvision_ray.retry import retrying
 from medvision_ray.scoring.actors import PredictActor, PrepareActor, ScoringActor
 from medvision_ray.scoring.settings import WorkerSettings
@@ -123,10 +122,10 @@ def score_pass(blocks: list[pa.Table], settings: WorkerSettings, placement: Plac
             compute=ActorPoolStrategy(size=actors),
             num_cpus=placement.cpus,
             num_gpus=gpus,
-            runtime_env={"env_vars": REUSE_FREED_MEMORY},
+            runtime_env=worker_runtime_env(),
         )
 
-    data = ray.data.from_arrow(blocks)
+    data = ray.data.from_blocks(blocks)  # `from_arrow` runs a task for each, to count its rows
     if placement.preparers:
         data = through(data, PrepareActor, placement.preparers, 0)
         data = through(data, PredictActor, placement.scorers, placement.scorer_gpus)

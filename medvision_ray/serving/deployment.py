@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 
-from medvision_ray.cluster import cluster_gpus
+from medvision_ray.cluster import cluster_gpus, worker_runtime_env
 from medvision_ray.config import build_job
 from medvision_ray.config.serving import ServeJob
 from medvision_ray.defects import describe
-from medvision_ray.native import REUSE_FREED_MEMORY
 from medvision_ray.serving.app import create_app
 from medvision_ray.serving.local import LocalEngine
 from medvision_ray.serving.metrics import ServingMetrics
-from medvision_ray.serving.model_memory import Scored
-from medvision_ray.serving.models import Item
 from medvision_ray.serving.predicting_process import PredictingProcess
 from medvision_ray.serving.recording import Recorder
 from medvision_ray.serving.security import load_token
@@ -30,9 +26,6 @@ _HEALTH_SECONDS = 2.0
 """How soon a replica that died is missed; Serve's own 10 s would be most of the time until there is another."""
 _OVERFLOW = 8
 """Requests that reach a replica beyond those that it takes on, to be refused in our own words."""
-_QUEUED = 4
-"""Requests that wait before a replica; further ones are refused by Serve, at once. With 16, those that were taken on had waited
-behind others, to be refused, for longer than their answer took."""
 _log = logging.getLogger("ray.serve")
 
 
@@ -42,30 +35,16 @@ class Replica:
     async def __init__(self, settings: str, token: str | None) -> None:  # type: ignore[misc]
         self._settings = ServeJob.model_validate_json(settings)
         self._token = token
-        self._predicting = ThreadPoolExecutor(1, thread_name_prefix="predict")
-        scale = self._settings.scale
-        self._batched.set_max_batch_size(scale.batch_size or (128 if scale.gpus else 16))
-        self._batched.set_batch_wait_timeout_s(scale.batch_wait_ms / 1000)
         self._metrics = ServingMetrics()
         recorder = Recorder(self._settings, self._metrics) if self._settings.record.output else None
         memory = PredictingProcess(self._settings)
-        self._engine = LocalEngine(self._settings, self._score, self._predicting, recorder, memory)
-        await asyncio.get_running_loop().run_in_executor(self._predicting, self._engine.start)
+        self._engine = LocalEngine(self._settings, self._metrics, recorder, memory)
+        await asyncio.to_thread(self._engine.start)
         self._watching = asyncio.create_task(self._watch())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """What Ray Serve calls for the application once this is made."""
         return create_app(self._engine, self._settings, self._token, on_defect=_tell, metrics=self._metrics)
-
-    async def _score(self, item: Item) -> Scored:
-        found: Scored = await self._batched(item)
-        return found
-
-    @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator, unused-ignore]
-    async def _batched(self, items: list[Item]) -> list[Scored]:
-        """Rows of what has come meanwhile; of an item that fails its error, so that its company is scored."""
-        score = self._engine.models_served.score
-        return await asyncio.get_running_loop().run_in_executor(self._predicting, score, items)
 
     async def _watch(self) -> None:
         """Take new versions of the bundles over."""
@@ -105,9 +84,10 @@ def application(settings: ServeJob, token: str | None) -> Any:
     patience = settings.limits.body_seconds + settings.limits.answer_seconds
     deployment = serve.deployment(serve.ingress()(Replica)).options(
         name=NAME,
-        ray_actor_options={"num_cpus": scale.cpus, "num_gpus": gpus, "runtime_env": {"env_vars": REUSE_FREED_MEMORY}},
+        ray_actor_options={"num_cpus": scale.cpus, "num_gpus": gpus, "runtime_env": worker_runtime_env()},
         max_ongoing_requests=settings.limits.max_in_flight + _OVERFLOW,
-        max_queued_requests=_QUEUED,
+        # That many may come at once; further ones are refused by Serve, before a replica has work with them.
+        max_queued_requests=settings.limits.max_in_flight,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         autoscaling_config=AutoscalingConfig(
             min_replicas=scale.min_replicas,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -18,9 +17,11 @@ from medvision_ray.scoring.preparing import Outcome
 from medvision_ray.scoring.rows import failed_row
 from medvision_ray.serving.answering import answer_of
 from medvision_ray.serving.answers import Answer, Explanation, ModelFacts
+from medvision_ray.serving.batching import Batcher
 from medvision_ray.serving.decoders import Decoders
 from medvision_ray.serving.drawing import png_base64
 from medvision_ray.serving.engine import PredictOptions
+from medvision_ray.serving.metrics import ServingMetrics
 from medvision_ray.serving.model_memory import Scored, StaleModelError
 from medvision_ray.serving.models import Item, Models, Served
 from medvision_ray.serving.online_runs import entry_of
@@ -29,15 +30,12 @@ from medvision_ray.serving.receiving import sniff
 from medvision_ray.serving.recording import Recorder
 from medvision_ray.tables import probability_columns
 
-Score = Callable[[Item], Awaitable[Scored]]
-
 
 class LocalEngine:
-    """An `Engine`; state is the models, and the decoding processes.
+    """An `Engine`; state is the models, the decoding processes, and what waits for the next batch.
 
     Args:
-        score: scores one item, in a batch with others; None scores each alone.
-        predicting: one thread, in which all that needs the network is done.
+        metrics: where batches are counted.
         recorder: keeps rows of what was scored or could not be; None keeps none.
         memory: the process that predicts; None is this one.
     """
@@ -45,15 +43,21 @@ class LocalEngine:
     def __init__(
         self,
         settings: ServeJob,
-        score: Score | None = None,
-        predicting: Executor | None = None,
+        metrics: ServingMetrics | None = None,
         recorder: Recorder | None = None,
         memory: PredictingProcess | None = None,
     ) -> None:
         self.models_served = Models(settings, memory)
         self.decoders = Decoders(settings.decode, settings.scale.decoders)
-        self._score = score or self._score_alone
-        self._predicting = predicting or ThreadPoolExecutor(1, thread_name_prefix="predict")
+        self._predicting = ThreadPoolExecutor(1, thread_name_prefix="predict")  # all that needs the network
+        scale = settings.scale
+        self._score: Batcher[Item, Scored] = Batcher(
+            self.models_served.score,
+            self._predicting,
+            scale.batch_size or (128 if scale.gpus else 16),
+            scale.batch_wait_ms / 1000,
+            (metrics or ServingMetrics()).batch_objects.observe,
+        )
         self._recorder = recorder
         self._privacy = {"privacy": settings.privacy.model_dump_json()} if recorder else {}
         self._closing_seconds = settings.limits.body_seconds + settings.limits.answer_seconds
@@ -70,7 +74,7 @@ class LocalEngine:
             self._recorder.start()
         with ThreadPoolExecutor(1) as beside:  # both wait for processes of their own to import
             decoding = beside.submit(self.decoders.start)
-            self.models_served.load(self.models_served.find(None))
+            self._predicting.submit(self.models_served.load, self.models_served.find(None)).result()
             decoding.result()
         self._ready = True
 
@@ -158,7 +162,3 @@ class LocalEngine:
 
         png = await asyncio.get_running_loop().run_in_executor(self._predicting, explain)
         return Explanation(kind="gradcam", class_name=classes[likeliest], png=png)
-
-    async def _score_alone(self, item: Item) -> Scored:
-        score = self.models_served.score
-        return (await asyncio.get_running_loop().run_in_executor(self._predicting, score, [item]))[0]

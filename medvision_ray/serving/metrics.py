@@ -10,6 +10,7 @@ from medvision_ray.serving.answers import Answer
 __all__ = ["CONTENT_TYPE_LATEST", "ServingMetrics"]
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+_OBJECTS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class ServingMetrics:
@@ -31,6 +32,12 @@ class ServingMetrics:
         )
         self._stages = Counter(
             "medvision_serve_stage_seconds", "Seconds of scored objects by stage.", ("stage",), registry=self._registry
+        )
+        self.batch_objects = Histogram(
+            "medvision_serve_batch_objects",
+            "Objects that were scored together.",
+            buckets=_OBJECTS,
+            registry=self._registry,
         )
         self._frames = Counter("medvision_serve_frames", "Frames that were scored.", registry=self._registry)
         self.in_flight = Gauge(

@@ -111,9 +111,9 @@ class ModelMemory:
 
         from medvision_ray.scoring.predictor import Predictor
 
-        torch.set_num_threads(1)  # as in the batch job; replicas are the parallelism
-        reuse_freed_memory()
         scale = self._settings.scale
+        torch.set_num_threads(scale.threads)
+        reuse_freed_memory()
         size = scale.batch_size or (128 if torch.cuda.is_available() else 16)
         try:
             predictor = Predictor(bundle, scale.precision, batch_frames=size)

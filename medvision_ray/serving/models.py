@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,7 +81,7 @@ class Models:
         """
         self.memory.load(served.bundle)
 
-    def score(self, items: list[Item]) -> list[Scored]:
+    def score(self, items: Sequence[Item]) -> list[Scored]:
         """Rows of a batch, or for an item its error: one that fails costs the others nothing."""
         return self.memory.score([(served.bundle, outcome) for served, outcome in items])
 

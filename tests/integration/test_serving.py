@@ -168,6 +168,12 @@ def test_more_requests_than_are_taken_on_are_told_to_come_again(address: str, pi
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers if answer.status_code == 429)
     values = {answer.json()["predicted_probability"] for answer in answers if answer.status_code == 200}
     assert max(values) - min(values) < 2e-7
+    lines = httpx.get(f"{address}/metrics", headers=HEADERS).text.splitlines()
+    batches, objects = (
+        next(float(line.split()[1]) for line in lines if line.startswith(f"medvision_serve_batch_objects_{name} "))
+        for name in ("count", "sum")
+    )
+    assert objects > batches  # those that come at once are scored together
 
 
 def test_a_new_version_is_taken_over_without_a_request_lost(

@@ -72,6 +72,21 @@ def test_rows_and_explanations_are_those_of_this_process(
     assert np.array_equal(process.explain(bundle, ready, 0, 1), here.explain(bundle, ready, 0, 1))  # type: ignore[arg-type]
 
 
+def test_threads_are_those_of_the_settings(job: ServeJob, bundle: Bundle, outcomes: list[Outcome]) -> None:
+    items = [(bundle, outcomes[0])]
+    running, scores = [], []
+    for threads in (1, 3):
+        process = PredictingProcess(job.model_copy(update={"scale": ScaleConfig(batch_size=4, threads=threads)}))
+        (row,) = process.score(items)
+        assert isinstance(row, dict)
+        assert process._child is not None
+        running.append(len(list(Path(f"/proc/{process._child.pid}/task").iterdir())))
+        scores.append(row["predicted_probability"])
+        process.close()
+    assert running[1] >= running[0] + 2
+    assert scores[1] == pytest.approx(scores[0], abs=1e-3)
+
+
 def test_an_answer_says_what_predicting_cost(
     process: PredictingProcess, job: ServeJob, phantom: PhantomArchive
 ) -> None:

@@ -172,7 +172,7 @@ def milliseconds(values: list[float], share: float) -> float:
 
 
 def in_turns(
-    bare: Bare, address: str, contents: list[bytes], seconds: float, threads: int, say: Callable[[str], object]
+    bare: Bare, address: str, contents: list[bytes], seconds: float, say: Callable[[str], object], *, threads: int
 ) -> dict[str, Any]:
     """Bare predictor and server by turns, so that both meet the same minutes of a shared machine: medians and rounds."""
     torch.set_num_threads(threads)
@@ -222,9 +222,9 @@ def measure(contents: list[bytes], bundle: Bundle, seconds: float, say: Callable
     threads = os.cpu_count() or 1
     wide = job.model_copy(update={"scale": ScaleConfig(batch_size=BATCH, decoders=1, threads=threads)})
     with serving(wide) as address:
-        several = in_turns(bare, address, contents, seconds, threads, say)
+        several = in_turns(bare, address, contents, seconds, say, threads=threads)
     with serving(job) as address:
-        one = in_turns(bare, address, contents, seconds, 1, say)
+        one = in_turns(bare, address, contents, seconds, say, threads=1)
         # Patient clients come again each second: 160 of them ask for several times of what two cores answer.
         overload = told(load(address, contents, 10 * BATCH, seconds, patient=True))
         say(f"overload: {overload}")

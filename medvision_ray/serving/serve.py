@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -53,6 +56,7 @@ def serving(settings: ServeJob, say: Reporter = silent) -> Iterator[str]:
 
         from medvision_ray.serving.deployment import NAME, application
 
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)  # that Serve started is said below
         http, limits = settings.http, settings.limits
         ray_serve.start(
             http_options={
@@ -76,7 +80,8 @@ def serving(settings: ServeJob, say: Reporter = silent) -> Iterator[str]:
             )
             yield address
         finally:
-            ray_serve.shutdown()
+            with contextlib.redirect_stdout(io.StringIO()):  # Ray says there that Serve's controller "failed" to end
+                ray_serve.shutdown()
 
 
 def _check_files(settings: ServeJob) -> None:

@@ -65,7 +65,7 @@ EFFICIENCY = 0.92
 """Of whole runs against their stages alone: the mean of 0.805 and 1.031 (score_vs_dataloader.json, `ratio_to_limit`)."""
 OVERHEAD_CPU_SECONDS = 0.00056
 """Ray's share of an image: (0.733 - 0.454) ms on 2 cores at 100,000 objects (scale.json)."""
-STARTUP_SECONDS = 20.0
+STARTUP_SECONDS = 10.8
 """Command to first scored image (startup.json)."""
 NODE_SECONDS = 180.0
 """Assumed: an instance boots, pulls the image and joins."""

@@ -21,9 +21,15 @@ from medvision_ray.promotion import resolve
 from medvision_ray.serving.security import load_token
 
 _LOOK_SECONDS = 5.0
-_DIRECT_BYTES = 4 << 20
-_ANSWER_BYTES = (1 << 31) - 1
-"""gRPC's own bound is 4 MiB, which an overlay in full resolution exceeds; what an answer can hold is bounded by the decoder's limits."""
+ENVIRONMENT = {
+    # Bodies reach the replica as results of Serve's proxy: beyond this size they go through the object store, 3 ms slower.
+    "RAY_max_direct_call_object_size": str(4 << 20),
+    # From proxy to replica over gRPC, not as an actor's call: some 10 ms of CPU an answer less (docs/results.md).
+    "RAY_SERVE_PROXY_USE_GRPC": "1",
+    # gRPC's own bound is 4 MiB, which an overlay in full resolution exceeds; the decoder's limits bound what an answer can hold.
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str((1 << 31) - 1),
+}
+"""What every process of Ray is started with where answers are served."""
 
 
 def serve(settings: ServeJob, say: Reporter = silent) -> dict[str, Any]:
@@ -46,11 +52,8 @@ def serving(settings: ServeJob, say: Reporter = silent) -> Iterator[str]:
     if settings.record.output:
         load_pseudonymiser(settings.privacy)
     models = [load_bundle(resolve(uri)).model_id for uri in settings.bundles]
-    # Bodies reach the replica as results of Serve's proxy: beyond this size they go through the object store, 3 ms slower.
-    os.environ.setdefault("RAY_max_direct_call_object_size", str(_DIRECT_BYTES))
-    # From proxy to replica over gRPC, not as an actor's call: some 10 ms of CPU an answer less (docs/results.md).
-    os.environ.setdefault("RAY_SERVE_PROXY_USE_GRPC", "1")
-    os.environ.setdefault("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", str(_ANSWER_BYTES))
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     with ray_session(settings.ray):
         from ray import serve as ray_serve
 

@@ -21,6 +21,7 @@ from kuberay_rules import Document, findings, parse, ray_clusters
 
 from medvision_ray import __version__
 from medvision_ray.config import ScoreJob, TrainJob, load_job
+from medvision_ray.serving.serve import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = ROOT / "deploy/kuberay/base"
@@ -179,6 +180,13 @@ def test_serving_is_configured_as_ray_serve_reads_it(documents: list[Document]) 
     if beside.exists():
         import_path = yaml.safe_load(beside.read_text(encoding="utf-8"))["applications"][0]["import_path"]
         assert parsed.applications[0].import_path == import_path
+
+
+def test_servers_are_started_with_the_environment_that_medvision_serve_gives(documents: list[Document]) -> None:
+    cluster = one(documents, "RayService", "serve")["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        given = {item["name"]: item.get("value") for item in group["template"]["spec"]["containers"][0]["env"]}
+        assert ENVIRONMENT.items() <= given.items()
 
 
 class Api(BaseHTTPRequestHandler):

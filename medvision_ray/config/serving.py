@@ -92,8 +92,8 @@ class ScaleConfig(Section):
     """Replicas that are always there."""
     max_replicas: Positive = 1
     """Most replicas; Ray Serve adds and removes them by the requests under way."""
-    target_in_flight: Annotated[float, Field(gt=0)] = 16.0
-    """Requests under way a replica at which Ray Serve is content; above it adds one, below it removes one."""
+    target_load: Annotated[float, Field(gt=0, le=1)] = 0.6
+    """Load of a replica at which Ray Serve is content, of 1 where it begins to refuse; above it adds a replica, below it removes one."""
     cpus: Annotated[float, Field(ge=0)] = 1.0
     """CPUs that a replica reserves."""
     threads: Positive = 1

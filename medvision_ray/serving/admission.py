@@ -101,6 +101,14 @@ class Admission:
         frames = sum(count for _, count in islice(self._answers, 1, None))
         return (self._busy() - self._answers[0][0]) / frames if frames else 0.0
 
+    @property
+    def load(self) -> float:
+        """Requests in flight, as a share of those that would be taken on."""
+        most, limit, pace = self.limits.max_in_flight, self.limits.expected_seconds, self.seconds_per_frame
+        if limit is not None and pace:
+            most = min(most, max(_ALWAYS, int(limit / pace)))
+        return self.requests / most
+
     def _busy(self) -> float:
         return self._busy_seconds + (time.perf_counter() - self._busy_since if self._working else 0.0)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
-from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig
 
 from medvision_ray.cluster import cluster_gpus, worker_runtime_env
 from medvision_ray.config import build_job
@@ -19,11 +19,14 @@ from medvision_ray.serving.local import LocalEngine
 from medvision_ray.serving.metrics import ServingMetrics
 from medvision_ray.serving.predicting_process import PredictingProcess
 from medvision_ray.serving.recording import Recorder
+from medvision_ray.serving.scaling import LOAD, ByLoad
 from medvision_ray.serving.security import load_token
 
 NAME = "medvision"
 _HEALTH_SECONDS = 2.0
 """How soon a replica that died is missed; Serve's own 10 s would be most of the time until there is another."""
+_UPSCALE_SECONDS = 15.0
+"""How long replicas are too loaded before there is one more; Serve's own is 30 s."""
 _OVERFLOW = 8
 """Requests that reach a replica beyond those that it takes on, to be refused in our own words."""
 _log = logging.getLogger("ray.serve")
@@ -44,7 +47,13 @@ class Replica:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """What Ray Serve calls for the application once this is made."""
-        return create_app(self._engine, self._settings, self._token, on_defect=_tell, metrics=self._metrics)
+        app = create_app(self._engine, self._settings, self._token, on_defect=_tell, metrics=self._metrics)
+        self._admission = app.state.admission
+        return app
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Ray Serve asks now and then, for `scaling.ByLoad`."""
+        return {LOAD: self._admission.load}
 
     async def _watch(self) -> None:
         """Take new versions of the bundles over."""
@@ -92,7 +101,8 @@ def application(settings: ServeJob, token: str | None) -> Any:
         autoscaling_config=AutoscalingConfig(
             min_replicas=scale.min_replicas,
             max_replicas=scale.max_replicas,
-            target_ongoing_requests=scale.target_in_flight,
+            upscale_delay_s=_UPSCALE_SECONDS,
+            policy=AutoscalingPolicy(policy_function=ByLoad, policy_kwargs={"target": scale.target_load}),
         ),
         graceful_shutdown_timeout_s=patience,
         health_check_period_s=_HEALTH_SECONDS,

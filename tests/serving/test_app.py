@@ -244,6 +244,8 @@ def test_as_many_are_taken_on_as_can_be_answered_in_time(clock: Any) -> None:
     for _ in range(64):
         serve_batch(admission, clock, 1, 0.1)
     assert taken(admission) == 5
+    with admission.admit(), admission.admit():
+        assert admission.load == pytest.approx(2 / 5)
     serve_batch(admission, clock, 1, 20.0, frames=300)
     assert taken(admission) >= 5
     with admission.working():
@@ -258,6 +260,7 @@ def taken(admission: Admission) -> int:
         with pytest.raises(RequestError) as caught:
             any(stack.enter_context(admission.admit()) is None for _ in range(1000))
         assert (caught.value.status, caught.value.code) == (429, "overloaded")
+        assert admission.load == 1
         return admission.requests
 
 

@@ -157,7 +157,7 @@ def test_a_stop_then_a_lost_head_then_every_row_once(
     head: Head, bundle: Bundle, phantom: PhantomArchive, tmp_path: Path
 ) -> None:
     archive, output = tmp_path / "archive", tmp_path / "output"
-    for number in range(8):  # enough for the stop to come before the end
+    for number in range(32):  # enough for the stop to come before the end, also where 120 images are scored a second
         shutil.copytree(phantom.folder / "archive", archive / f"copy {number}")
     objects = sum(path.is_file() for path in archive.rglob("*"))
     config = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
@@ -21,6 +20,7 @@ import numpy as np
 import pytest
 import ray
 import torch
+from own_processes import processes
 
 from medvision_ray.bundle import Bundle, load_bundle, save_bundle
 from medvision_ray.config import RayConfig
@@ -116,21 +116,6 @@ def under_load(address: str, body: bytes, meanwhile: Callable[[], Any], seconds:
         time.sleep(seconds)
         stop.set()
         return [response for future in futures for response in future.result()]
-
-
-def processes(of: str) -> list[int]:
-    """Ids of this test's own descendants whose command line names something."""
-    parents, commands = {}, {}
-    for place in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            state = (place / "stat").read_text().rpartition(")")[2].split()
-            if state[0] != "Z":
-                parents[int(place.name)] = int(state[1])
-                commands[int(place.name)] = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-    ours = {os.getpid()}
-    while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
-        ours |= more
-    return sorted(pid for pid in ours if of in commands.get(pid, ""))
 
 
 def test_without_the_token_nobody_is_answered(address: str, picture: bytes) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import socket
 import threading
 import time
@@ -14,6 +12,7 @@ from types import SimpleNamespace
 
 import httpx2 as httpx
 import pytest
+from own_processes import processes
 
 from medvision_ray.bundle import Bundle
 from medvision_ray.config import RayConfig
@@ -55,17 +54,7 @@ def address(bundle: Bundle) -> Iterator[str]:
 
 
 def replicas() -> int:
-    """Replicas among this process's descendants; Ray names them in their titles."""
-    found, parents = set(), {}
-    for place in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            parents[int(place.name)] = int((place / "stat").read_text().rpartition(")")[2].split()[1])
-            if b"ServeReplica:medvision" in (place / "cmdline").read_bytes():
-                found.add(int(place.name))
-    ours = {os.getpid()}
-    while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
-        ours |= more
-    return len(found & ours)
+    return len(processes("ServeReplica:medvision"))
 
 
 @pytest.mark.slow

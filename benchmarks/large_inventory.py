@@ -7,10 +7,11 @@ the tables, `freeze`; then, in place of scoring, another process writes the work
 loaded, so what they hold comes on top. In the end every part is listed and looked up again: nothing may be new, and
 the tables must hold as many rows as there are objects. Peaks are `ru_maxrss` of the part's own process.
 
-    python benchmarks/large_inventory.py --folder FOLDER --objects 1000000 --parts 1 [--only 2] [--record NAME]
+    python benchmarks/large_inventory.py --folder FOLDER --objects 1000000 --parts 1 [--lists] [--only 2] [--record NAME]
 
-`--only` stops after so many parts (then only those are looked up). Writes benchmarks/results/large_inventory.json,
-in which each call has the place that `--record` names, "OBJECTS in PARTS" by default.
+`--lists` lists the inventory once into a list a part (`medvision inventory --split`), which each part then reads in its
+place; else each part lists all of it. `--only` stops after so many parts (then only those are looked up). Writes
+benchmarks/results/large_inventory.json, in which each call has the place that `--record` names, "OBJECTS in PARTS" by default.
 """
 
 from __future__ import annotations
@@ -117,7 +118,23 @@ def _columns(batch: pa.RecordBatch, schema: pa.Schema, seed: int) -> Iterator[pa
             yield pa.nulls(count, field.type)
 
 
-def run_part(manifest: str, output: Path, part: str, *, again: bool) -> dict[str, float]:
+def run_division(manifest: str, lists: Path, parts: int) -> dict[str, float]:
+    """The inventory as lists, one a part."""
+    from medvision_ray.archive.divide import divide
+    from medvision_ray.config import ArchiveConfig
+
+    started = time.monotonic()
+    archive = ArchiveConfig(uri=f"s3://{BUCKET}/xray", s3_inventory=manifest)
+    done = divide(archive, parts, str(lists), progress=lambda line: print(line, file=sys.stderr))
+    return {
+        "seconds": round(time.monotonic() - started, 1),
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "objects": sum(done.objects),
+        "bytes_of_lists": sum(Path(file).stat().st_size for file in done.files),
+    }
+
+
+def run_part(manifest: str, output: Path, part: str, *, lists: Path | None, again: bool) -> dict[str, float]:
     """One part through the protocol; `again`: only listed and looked up."""
     from medvision_ray.archive.inventory import freeze, list_archive, only_new
     from medvision_ray.config import ArchiveConfig
@@ -133,7 +150,10 @@ def run_part(manifest: str, output: Path, part: str, *, again: bool) -> dict[str
 
     found["peak_bytes_at_start"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     clock = time.monotonic()
-    listed = list_archive(ArchiveConfig(uri=f"s3://{BUCKET}/xray", s3_inventory=manifest, part=part))
+    source = (
+        {"s3_inventory": manifest} if lists is None else {"list_file": f"{lists}/{part.replace('/', '-of-')}.parquet"}
+    )
+    listed = list_archive(ArchiveConfig(uri=f"s3://{BUCKET}/xray", part=part, **source))
     clock = step("list", clock)
     inventory = only_new(listed, str(output), MODEL)
     clock = step("anti_join", clock)
@@ -161,6 +181,7 @@ def run_part(manifest: str, output: Path, part: str, *, again: bool) -> dict[str
 def in_child(options: argparse.Namespace, *more: str) -> dict[str, float]:
     """A part in a process of its own: a child's peak counts what its parent held when it was forked."""
     command = [sys.executable, __file__, "--folder", options.folder, "--objects", str(options.objects), *more]
+    command += ["--lists"] if options.lists else []
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     answer: dict[str, float] = json.loads(done.stdout)
     sys.stderr.write(f"{more}: {answer}\n")
@@ -183,6 +204,7 @@ def check_whole(output: Path, objects: int, again: list[dict[str, float]]) -> No
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     """All parts that were asked for, then all of them looked up again."""
     numbers = range(1, (options.only or options.parts) + 1)
+    division = in_child(options, "--divide", "--parts", str(options.parts)) if options.lists else None
     started = time.monotonic()
     parts = [in_child(options, "--part", f"{number}/{options.parts}") for number in numbers]
     whole = time.monotonic() - started
@@ -195,6 +217,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         "objects": options.objects,
         "parts": options.parts,
         "parts_done": len(parts),
+        "division": division,
         "rows_published": int(rows),
         "largest_part": int(max(part["new"] for part in parts)),
         "median_seconds_of_a_part": {n: round(statistics.median(p[f"{n}_seconds"] for p in parts), 2) for n in names},
@@ -228,7 +251,8 @@ def main() -> None:
     parser.add_argument("--record", help="name of this call in the results")
     for name in ("--part", "--write-rows"):
         parser.add_argument(name, help=argparse.SUPPRESS)
-    for name in ("--make", "--again"):
+    parser.add_argument("--lists", action="store_true", help="list once into a list a part")
+    for name in ("--make", "--again", "--divide"):
         parser.add_argument(name, action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     place = Path(options.folder) / f"archive-{options.objects}"
@@ -237,15 +261,22 @@ def main() -> None:
         write_working_rows(f"{options.write_rows}/inventory.parquet", Path(options.write_rows))
     elif options.make:
         make_inventory(place, options.objects)
-    elif options.part:
-        answer = run_part(str(place / "night" / "manifest.json"), output, options.part, again=options.again)
+    elif options.divide or options.part:
+        manifest, lists = str(place / "night" / "manifest.json"), output / "lists"
+        if options.divide:
+            answer = run_division(manifest, lists, options.parts)
+        else:
+            answer = run_part(
+                manifest, output, options.part, lists=lists if options.lists else None, again=options.again
+            )
         sys.stdout.write(json.dumps(answer))
     else:
         options.folder = str(Path(options.folder).resolve())
         subprocess.run([sys.executable, __file__, *sys.argv[1:], "--make"], check=True)
         shutil.rmtree(output, ignore_errors=True)
         os.makedirs(output)
-        known = record(options.record or f"{options.objects} in {options.parts}", measured(options))
+        name = f"{options.objects} in {options.parts}{' lists' if options.lists else ''}"
+        known = record(options.record or name, measured(options))
         shutil.rmtree(output)
         print_table(
             ("call", "largest part", "list s", "anti-join s", "freeze s", "publish s", "peak GB", "nothing new GB"),

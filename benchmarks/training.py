@@ -7,8 +7,11 @@ test split is scored once for each finished seed. Trainings share the machine as
 that take the next run of the list, the most valuable first. Killed or out of time, the results file holds what is
 finished; the same command goes on.
 
+A recipe can be asked for fold by fold, `brain_hybrid@1of5` to `@5of5`: train and val patients in five, each model scored on
+the fold that it was not trained on (which chose its epoch too).
+
     python benchmarks/training.py --output FOLDER [--jobs 4] [--time-limit SECONDS] [--recipes NAME ...] [--seeds 0 1 2]
-                                  [--results FILE] [--validation-only] [--quick]
+                                  [--results FILE] [--validation-only] [--lite-weights FOLDER] [--quick]
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -42,6 +46,7 @@ class Campaign:
     Attributes:
         output: all trainings, records, predictions and logs.
         data: the folder of the data sets.
+        lite_weights: a folder of what `lite_weights.py` makes, `lite0.safetensors` and so on.
         deadline: Unix time after which nothing is begun that would not end before it.
         cpus: of each lane.
         test: score the test split of what is trained; else its val split alone is looked at.
@@ -49,6 +54,7 @@ class Campaign:
 
     output: Path
     data: Path
+    lite_weights: Path
     recipes: tuple[str, ...]
     seeds: tuple[int, ...]
     deadline: float
@@ -57,10 +63,17 @@ class Campaign:
     test: bool
 
     def tasks(self) -> list[tuple[str, str, int]]:
-        """Kind, recipe and seed, the most valuable first: all recipes once, then the further seeds, val splits last."""
-        runs = [(recipe, seed) for seed in self.seeds for recipe in self.recipes]
-        kinds = ("train", "val") if self.test else ("train",)
-        return [(kind, recipe, seed) for kind in kinds for recipe, seed in runs]
+        """Kind, recipe and seed: all recipes once, then the further seeds, then folds (of one seed), val splits last."""
+        whole = [(recipe, seed) for seed in self.seeds for recipe in self.recipes if fold_of(recipe) is None]
+        folds = [(recipe, self.seeds[0]) for recipe in self.recipes if fold_of(recipe) is not None]
+        val = whole if self.test else []
+        return [("train", *run) for run in whole + folds] + [("val", *run) for run in val]
+
+    def weights_file(self, name: str) -> Path:
+        """Where the encoder's weights lie that a recipe names."""
+        if name == "imagenet file":
+            return self.data / "weights" / "mobilenet_v2_imagenet.safetensors"
+        return self.lite_weights / f"{name.partition(' ')[0]}.safetensors"
 
 
 def say(text: str, **_facts: Any) -> None:
@@ -74,21 +87,44 @@ def data_of(recipe: str) -> str:
     return recipe.partition("_")[0]
 
 
+def base_of(recipe: str) -> str:
+    """A recipe without its fold."""
+    return recipe.partition("@")[0]
+
+
+def fold_of(recipe: str) -> str | None:
+    """`2of5` of `NAME@2of5`: train and val patients together, the second of five folds of them as val, no test split."""
+    return recipe.partition("@")[2] or None
+
+
+def known_recipe(name: str) -> str:
+    """A name that may be asked for."""
+    fold = fold_of(name)
+    if base_of(name) not in KNOWN or not (fold is None or re.fullmatch("[1-9]of[2-9]", fold)):
+        raise argparse.ArgumentTypeError(f"expected one of {', '.join(KNOWN)}, with @1of5 behind it for a fold")
+    return name
+
+
+def table_of(recipe: str) -> str:
+    """Name of the label table that a recipe is trained on."""
+    return "-".join([TABLES[data_of(recipe)][0], *filter(None, [fold_of(recipe)])])
+
+
 def settings_of(plan: Campaign, recipe: str, seed: int) -> dict[str, Any]:
     """The train job of one run."""
     source = TABLES[data_of(recipe)][0]
-    settings = {**KNOWN[recipe], **(QUICK if plan.quick else {})}
+    settings = {**KNOWN[base_of(recipe)], **(QUICK if plan.quick else {})}
     model = dict(settings["model"])
     if model["weights"] is not None:
-        model["weights"] = str(plan.data / "weights" / "mobilenet_v2_imagenet.safetensors")
-    name = f"{recipe}-{seed}".replace("_", "-")
+        model["weights"] = str(plan.weights_file(model["weights"]))
+    name = f"{recipe}-{seed}".replace("_", "-").replace("@", "-fold-")
     return {
         **settings,
         "model": model,
         "name": name,
         "seed": seed,
         "output": str(plan.output / "runs" / name),
-        "labels": {"table": str(plan.output / "labels" / f"{source}.csv"), "root": str(plan.data / source)},
+        "labels": {"table": str(plan.output / "labels" / f"{table_of(recipe)}.csv"), "root": str(plan.data / source)},
         "workers": 1,
         "cpus_per_worker": max(1, plan.cpus - 1),
         "privacy": {"demo_key": True},
@@ -157,7 +193,8 @@ def train_and_test(plan: Campaign, recipe: str, seed: int) -> None:
     settings = settings_of(plan, recipe, seed)
     trained = train(build_job(TrainJob, settings, "the benchmark"), say)
     fitted = time.perf_counter()
-    metrics = _evaluate(plan, recipe, seed, "test") if plan.test else []
+    held = "val" if fold_of(recipe) else "test"
+    metrics = _evaluate(plan, recipe, seed, held) if plan.test else []
     ended = time.perf_counter()
     best = max(trained.history, key=lambda epoch: epoch["val_score"])
     rates = sorted(epoch["images_per_second"] for epoch in trained.history[1:] or trained.history)
@@ -170,7 +207,7 @@ def train_and_test(plan: Campaign, recipe: str, seed: int) -> None:
         "images_per_second": rates[len(rates) // 2],
         "best_epoch": best["epoch"],
         "validation": {key: value for key, value in best.items() if key.startswith("val_")},
-        "test": metrics,
+        held: metrics,
         "history": trained.history,
     }
     _write(_record(plan, recipe, seed), record)
@@ -226,7 +263,7 @@ def write_results(plan: Campaign, place: Path, facts: dict[str, Any]) -> None:
         if kind == "train" and (recipe, seed) not in finished and history.exists():
             lines = [json.loads(line) for line in history.read_text().splitlines()]
             unfinished.append({"recipe": recipe, "seed": seed, "history": lines})
-    recipes = {name: {**KNOWN[name], **(QUICK if plan.quick else {})} for name in plan.recipes}
+    recipes = {name: {**KNOWN[base_of(name)], **(QUICK if plan.quick else {})} for name in plan.recipes}
     protocol = (
         "Epochs and recipes are chosen on validation alone; the test split is scored once for each finished seed."
     )
@@ -270,12 +307,13 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--cpus", type=int, default=None, help="CPUs of each lane; all shared out where not given")
     parser.add_argument("--time-limit", type=float, default=86400.0)
-    parser.add_argument("--recipes", nargs="+", choices=KNOWN, default=list(RECIPES))
+    parser.add_argument("--recipes", nargs="+", type=known_recipe, default=list(RECIPES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--results", type=Path, default=RESULTS / "training.json")
     parser.add_argument(
         "--validation-only", action="store_true", help="to choose between recipes: no test split is read"
     )
+    parser.add_argument("--lite-weights", type=Path, default=ROOT / "benchmarks" / ".made" / "weights")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--lane", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--deadline", type=float, help=argparse.SUPPRESS)
@@ -283,6 +321,7 @@ def main() -> None:
     plan = Campaign(
         output=options.output.resolve(),
         data=Path(os.environ.get("MEDVISION_DATA", ROOT / "../shared/data")).resolve(),
+        lite_weights=options.lite_weights.resolve(),
         recipes=tuple(options.recipes),
         seeds=tuple(options.seeds),
         deadline=options.deadline or time.time() + options.time_limit,
@@ -294,10 +333,12 @@ def main() -> None:
         lane(plan, options.lane)
         return
     facts = {"machine": machine(*PACKAGES), "jobs": options.jobs, "quick": plan.quick, "tables": {}}
-    for prefix, (source, write) in TABLES.items():
-        if any(name.startswith(prefix) for name in plan.recipes):
-            place = plan.output / "labels" / f"{source}.csv"
-            facts["tables"][source] = write(plan.data / source, place, 48 if plan.quick else None)
+    for recipe in plan.recipes:
+        source, write = TABLES[data_of(recipe)]
+        name = table_of(recipe)
+        if name not in facts["tables"]:
+            place = plan.output / "labels" / f"{name}.csv"
+            facts["tables"][name] = write(plan.data / source, place, 48 if plan.quick else None, fold_of(recipe))
     _free_claims(plan)
     facts["machine"]["gpu"] = _gpu()
     run_lanes(plan, options.jobs, options.results, facts)

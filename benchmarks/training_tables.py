@@ -10,6 +10,8 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
+from medvision_ray.learning.splits import folds_by_patient
+
 VALIDATION_SHARE = 0.1
 SHOWN = (
     ("all", "accuracy"),
@@ -21,21 +23,40 @@ SHOWN = (
 )
 
 
-def brain_labels(data: Path, target: Path, limit: int | None) -> dict[str, Any]:
+def brain_labels(data: Path, target: Path, limit: int | None, fold: str | None) -> dict[str, Any]:
     """The rows whose image is an image file, in the splits that the table gives.
 
     Args:
         data: folder of the data set.
         target: where to write.
         limit: about how many images each split keeps, as whole patients; None keeps all.
+        fold: `2of5` makes the second fifth of the train and val patients the val split, and leaves the test split out.
     """
     rows = _rows(data)
     kept = [row for row in rows if row["image"].lower().endswith((".jpg", ".jpeg", ".png"))]
+    if fold is not None:
+        kept = _with_fold(data, kept, fold)
     return {"rows": len(rows), **_write(target, kept, limit)}
 
 
-def chest_labels(data: Path, target: Path, limit: int | None) -> dict[str, Any]:
-    """All rows; a tenth of each label's train images becomes val, as whole patients, exact copies on one side."""
+def _with_fold(data: Path, rows: list[dict[str, str]], fold: str) -> list[dict[str, str]]:
+    number, parts = (int(text) for text in fold.split("of"))
+    rows = [row for row in rows if row["split"] != "test"]
+    names = sorted({row["label"] for row in rows})
+    found = folds_by_patient(
+        [row["patient_id"] for row in rows],
+        [names.index(row["label"]) for row in rows],
+        [hashlib.sha256((data / row["image"]).read_bytes()).hexdigest() for row in rows],
+        folds=parts,
+        seed=0,
+    )
+    return [{**row, "split": "val" if place == number - 1 else "train"} for row, place in zip(rows, found, strict=True)]
+
+
+def chest_labels(data: Path, target: Path, limit: int | None, fold: str | None) -> dict[str, Any]:
+    """All rows; a tenth of each label's train images becomes val, as whole patients, exact copies on one side; no folds."""
+    if fold is not None:
+        raise SystemExit("Expected a whole recipe of chest X-rays, but a fold was asked for")
     rows = _rows(data)
     groups = _one_side(data, [row for row in rows if row["split"] == "train"])
     order = sorted(groups)
@@ -127,7 +148,8 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _value(record: dict[str, Any], class_name: str, metric: str) -> float | None:
-    values = [row["value"] for row in record["test"] if (row["class_name"], row["metric"]) == (class_name, metric)]
+    scored = record.get("test") or record.get("val") or []
+    values = [row["value"] for row in scored if (row["class_name"], row["metric"]) == (class_name, metric)]
     return values[0] if values else None
 
 

@@ -106,6 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, (run, text) in jobs.items():
         verb = verbs.add_parser(name, help=text, description=text)
         add_job_options(verb)
+        if name == "inventory":
+            _add_inventory_options(verb)
         if name == "score":
             add_score_options(verb)
         if name == "tune":
@@ -144,6 +146,14 @@ def add_job_options(parser: argparse.ArgumentParser) -> None:
         help="override an option; repeatable",
     )
     _add_json(parser)
+
+
+def _add_inventory_options(parser: argparse.ArgumentParser) -> None:
+    """A huge archive in lists, one a part."""
+    parser.add_argument(
+        "--split", type=int, metavar="N", help="list once and write a list for each of N parts (docs/scaling.md)"
+    )
+    parser.add_argument("--to", metavar="URI", help="folder or prefix for the lists")
 
 
 def _add_serve_options(parser: argparse.ArgumentParser) -> None:
@@ -204,6 +214,8 @@ def _inventory(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     from medvision_ray.privacy import address_pseudonymiser
 
     job = _begin(options, "inventory")
+    if options.split is not None:
+        return _divide(options, job)
     found = list_archive(job.archive, address_pseudonymiser(job.privacy) if job.bundle else None)
     result: dict[str, Any] = {"archive": job.archive.uri, "objects": found.objects.num_rows}
     result.update({name: getattr(found, name) for name in ("excluded", "older", "duplicates", "volumes")})
@@ -213,6 +225,20 @@ def _inventory(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         result.update(already_done=found.already_done, new=found.objects.num_rows)
     print_facts(options, result)
     return DONE, result
+
+
+def _divide(options: argparse.Namespace, job: Any) -> tuple[int, dict[str, Any]]:
+    from medvision_ray.archive.divide import divide
+    from medvision_ray.privacy import address_pseudonymiser
+
+    if options.to is None:
+        raise UsageError("Expected `--to FOLDER` with `--split`: a folder or prefix for the lists of the parts.")
+    done = divide(job.archive, options.split, options.to, address_pseudonymiser(job.privacy), options.log)
+    result = {"archive": job.archive.uri, "objects": sum(done.objects), "bytes": done.bytes}
+    result |= {"excluded": done.excluded, "older": done.older, "parts": len(done.files)}
+    result |= {"smallest": min(done.objects), "largest": max(done.objects), "first_list": done.files[0]}
+    print_facts(options, result)
+    return DONE, {**result, "lists": [{"file": f, "objects": n} for f, n in zip(done.files, done.objects, strict=True)]}
 
 
 def _train(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:

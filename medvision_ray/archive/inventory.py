@@ -95,18 +95,8 @@ def list_archive(config: ArchiveConfig, names: Pseudonymiser | None = None) -> I
         StorageError: the archive or a source does not exist or cannot be listed whole.
     """
     chosen = Selection(config, datetime.now(timezone.utc))
-    parts = []
-    with ThreadPoolExecutor(config.listing_threads) as pool:
-        for batch in _source(config):
-            kept = chosen.by_age(with_versions(chosen.by_path(batch), pool))
-            found = _of_part(_identified(kept, names), config.part)
-            if found.num_rows:
-                parts.append(found)
-    if chosen.listed and chosen.listed == chosen.outside:
-        raise UsageError(
-            f"Expected objects below {config.uri} in {config.s3_inventory or config.list_file}, "
-            f"but none of its {chosen.listed} lies there; `archive.uri` must be a folder or prefix above them."
-        )
+    listed = (_of_part(batch, config.part) for batch in identified_batches(config, chosen, names))
+    parts = [batch for batch in listed if batch.num_rows]
     objects = _in_path_order(pa.Table.from_batches(parts, SCHEMA))
     distinct = _first_of_each_uri(objects)
     duplicates = objects.num_rows - distinct.num_rows
@@ -120,6 +110,24 @@ def list_archive(config: ArchiveConfig, names: Pseudonymiser | None = None) -> I
         duplicates=duplicates,
         volumes=distinct.num_rows - distinct["members"].null_count if config.volumes else 0,
     )
+
+
+def identified_batches(
+    config: ArchiveConfig, chosen: Selection, names: Pseudonymiser | None = None
+) -> Iterator[pa.RecordBatch]:
+    """What is chosen of an archive as batches of `SCHEMA`, all of it whatever `part` says, in the source's order.
+
+    Raises:
+        UsageError, StorageError: as `list_archive`.
+    """
+    with ThreadPoolExecutor(config.listing_threads) as pool:
+        for batch in _source(config):
+            yield _identified(chosen.by_age(with_versions(chosen.by_path(batch), pool)), names)
+    if chosen.listed and chosen.listed == chosen.outside:
+        raise UsageError(
+            f"Expected objects below {config.uri} in {config.s3_inventory or config.list_file}, "
+            f"but none of its {chosen.listed} lies there; `archive.uri` must be a folder or prefix above them."
+        )
 
 
 def _with_volumes(objects: pa.Table, threads: int, names: Pseudonymiser | None) -> pa.Table:

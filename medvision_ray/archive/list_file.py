@@ -99,7 +99,7 @@ def _named(batch: pa.RecordBatch, place: str) -> pa.RecordBatch:
 
 
 def _addressed(batch: pa.RecordBatch, root: str) -> pa.RecordBatch:
-    uris = spelled([_address(text, root) for text in batch["uri"].to_pylist()])
+    uris = _addresses(batch["uri"].cast(pa.string()), root)
     count = batch.num_rows
     names = batch.schema.names
     sizes = batch["size"].cast(pa.int64()) if "size" in names else pa.nulls(count, pa.int64())
@@ -107,6 +107,13 @@ def _addressed(batch: pa.RecordBatch, root: str) -> pa.RecordBatch:
     etags = pc.if_else(pc.and_(pc.is_valid(sizes), pc.fill_null(pc.not_equal(etags, ""), False)), etags, None)
     columns = [pa.nulls(count, pa.string()), uris, sizes, etags, pa.nulls(count, LISTING.field("mtime").type)]
     return pa.RecordBatch.from_arrays(columns, schema=LISTING)
+
+
+def _addresses(uris: pa.Array, root: str) -> pa.Array:
+    # What `storage.absolute` makes of these, at once: a list of millions is of one bucket.
+    if pc.all(pc.or_(pc.starts_with(uris, "s3://"), pc.starts_with(uris, "gs://"))).as_py():
+        return pc.utf8_rtrim(uris, "/")
+    return spelled([_address(text, root) for text in uris.to_pylist()])
 
 
 def _address(text: str, root: str) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+import medvision_ray
 from medvision_ray import storage
 from medvision_ray.bundle import Bundle, load_bundle, save_bundle
 from medvision_ray.errors import MedVisionError
@@ -28,13 +29,7 @@ from medvision_ray.learning.validation import THRESHOLD, figures_of, probabiliti
 
 _TOLERANCE = 0.02
 _CHECKED = ("val_accuracy", "val_dice")
-_DISTRIBUTIONS = {
-    "medvision_ray": "medvision-ray",
-    "torch": "torch",
-    "ray": "ray",
-    "segmentation_models_pytorch": "segmentation-models-pytorch",
-    "timm": "timm",
-}
+_DISTRIBUTIONS = ("torch", "ray", "segmentation-models-pytorch", "timm")
 
 
 @dataclass(frozen=True)
@@ -82,8 +77,7 @@ def publish_bundle(
         "epochs": len(read_history(storage.join(plan.folder, "metrics.jsonl"))),
         "best_epoch": int(best.figures["epoch"]),
         "best_score": float(best.figures["val_score"]),
-        "versions": {key: version(value) for key, value in _DISTRIBUTIONS.items()}
-        | {"python": platform.python_version()},
+        "versions": _versions(),
     }
 
     def save(place: str, model: HybridCNN, fitted: Decisions, fingerprint: Fingerprint | None = None) -> Bundle:
@@ -160,3 +154,9 @@ def _check_again(plan: TrainPlan, model: HybridCNN, dataset: Any, recorded: dict
                 f"{after:.3f}. The checkpoint may be damaged: delete the training's folder and train again."
             )
     return probabilities_of(table)
+
+
+def _versions() -> dict[str, str]:
+    # Ours is not asked of the installation: a job's working directory can bring the package uninstalled.
+    ours = {"python": platform.python_version(), "medvision_ray": medvision_ray.__version__}
+    return ours | {name.replace("-", "_"): version(name) for name in _DISTRIBUTIONS}

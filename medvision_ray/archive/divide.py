@@ -58,7 +58,7 @@ def divide(
 
     List K holds what a run with `archive.part: K/N` takes of the whole archive; the run reads it as `archive.list_file`. An object
     that a source names twice is twice in its list, which the run notices. No list is written before all is listed, and
-    each is whole or not there. Memory holds a million rows, the temporary folder (TMPDIR) about 50 bytes an object.
+    each is whole or not there. Memory holds a million rows, the temporary folder (TMPDIR) about 25 bytes an object.
 
     Args:
         config: without `part`, `limit` and `volumes`.

@@ -3,8 +3,9 @@
     python benchmarks/serve.py [--seconds 20] [--size 224]
 
 The bare predictor is one process that decodes, prepares and scores in batches as large as the server's, with as many
-threads: one, as a scoring actor does, or all. The server is `medvision serve` with one replica on loopback; its clients run on
-the same machine. Images are phantoms' DICOM files. Results go to benchmarks/results/serve.json.
+threads: one, as a scoring actor does, or all. The server is `medvision serve` with one replica on loopback, behind Ray Serve's proxy
+and behind HAProxy (`http.ingress`); its clients run on the same machine. Images are phantoms' DICOM files. Results go to
+benchmarks/results/serve.json.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -45,7 +46,10 @@ BATCH = 16
 ENTRY = {"image_id": 0, "uri": "", "etag": ""}
 _PAUSE_SECONDS, _ROUNDS = 0.02, 3
 REPLICA = "ServeReplica:medvision"
+Ingress = Literal["proxy", "haproxy"]
+INGRESSES: tuple[Ingress, ...] = get_args(Ingress)
 PARTS = {
+    "haproxy": "haproxy -db",
     "proxy": "ProxyActor",
     "replica": REPLICA,
     "decoding": "medvision_ray.serving.tasks",
@@ -206,15 +210,16 @@ def in_turns(
     return {**medians, "threads": threads, "rounds": rounds}
 
 
-def measure(contents: list[bytes], bundle: Bundle, seconds: float, say: Callable[[str], object]) -> dict[str, Any]:
-    """All figures."""
-    bare = Bare(bundle)
+def measure(
+    bare: Bare, contents: list[bytes], bundle: Bundle, seconds: float, say: Callable[[str], object], *, ingress: Ingress
+) -> dict[str, Any]:
+    """All figures of one way to the replica."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     job = ServeJob(
         bundles=(bundle.uri,),
-        http=HttpConfig(port=port),
+        http=HttpConfig(port=port, ingress=ingress),
         limits=RequestLimits(max_in_flight=BATCH),
         scale=ScaleConfig(batch_size=BATCH, decoders=1),
         ray=RayConfig(num_cpus=2, object_store_bytes=200 << 20),
@@ -251,7 +256,18 @@ def main() -> None:
         contents = single_frames(Path(folder) / "phantoms")
         bundle = make_bundle(Path(folder), options.size)
         sizes = [len(data) for data in contents]
-        found = measure(contents, bundle, options.seconds, lambda line: sys.stderr.write(line + "\n"))
+        bare = Bare(bundle)
+        found = {
+            ingress: measure(
+                bare,
+                contents,
+                bundle,
+                options.seconds,
+                lambda line, way=ingress: sys.stderr.write(f"{way}, {line}\n"),  # type: ignore[misc]
+                ingress=ingress,
+            )
+            for ingress in INGRESSES
+        }
     setup = {
         "objects": len(contents),
         "median_bytes": int(statistics.median(sizes)),
@@ -262,20 +278,24 @@ def main() -> None:
     }
     write_results("serve", {"machine": machine("ray", "torch", "fastapi"), "setup": setup, **found})
     print_table(
-        ("threads", "bare, objects a second", "served", "ratio", "bare, p50 ms", "served", "added"),
+        ("ingress", "threads", "bare, objects a second", "served", "ratio", "bare, p50 ms", "served", "added"),
         [
-            tuple(
-                found[name][key]
-                for key in (
-                    "threads",
-                    "bare_per_second",
-                    "served_per_second",
-                    "throughput_ratio",
-                    "bare_p50_ms",
-                    "served_p50_ms",
-                    "added_p50_ms",
-                )
+            (
+                ingress,
+                *(
+                    found[ingress][name][key]
+                    for key in (
+                        "threads",
+                        "bare_per_second",
+                        "served_per_second",
+                        "throughput_ratio",
+                        "bare_p50_ms",
+                        "served_p50_ms",
+                        "added_p50_ms",
+                    )
+                ),
             )
+            for ingress in INGRESSES
             for name in ("one_thread", "several_threads")
         ],
     )

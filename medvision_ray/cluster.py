@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,6 +52,7 @@ def ray_session(config: RayConfig, *, dashboard: bool = False) -> Iterator[None]
     # Ray's workers inherit it; not left behind, for the next session may be on another's cluster.
     lent = {} if address else {name: value for name, value in REUSE_FREED_MEMORY.items() if name not in os.environ}
     os.environ.update(lent)
+    stopping = signal.getsignal(signal.SIGTERM)
     try:
         if address:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
@@ -69,6 +71,7 @@ def ray_session(config: RayConfig, *, dashboard: bool = False) -> Iterator[None]
             "or leave `ray.address` empty to start one for this job."
         ) from None
     loading.join()
+    _hear_sigterm(stopping)
     # Their progress would bury the job's own; after loading, which sets the levels anew.
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -78,6 +81,16 @@ def ray_session(config: RayConfig, *, dashboard: bool = False) -> Iterator[None]
         ray.shutdown()
         for name in lent:
             os.environ.pop(name, None)
+
+
+def _hear_sigterm(handler: Any) -> None:
+    """Bring SIGTERM to Python again: to the handler from before Ray, or to Ray's own where there was none.
+
+    Ray's core puts absl's failure handler before Python's. It writes a stack, goes on to Python's, and has set an alarm by
+    then that aborts the process 3 s later (code 134), whatever it is still writing, publishing or letting go of (Ray 2.60).
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler if callable(handler) else signal.getsignal(signal.SIGTERM))
 
 
 def worker_runtime_env() -> dict[str, Any]:

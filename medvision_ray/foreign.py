@@ -27,8 +27,6 @@ _SEVERE = {"D": None, "I": None, "W": "warning", "E": "error", "C": "error", "F"
 # `2026-11-24 03:53:33,717<tab>WARNING executor.py:85 -- text`, and `[2026-11-24 03:47:25,127 W 12 12] rpc.cc:210: text`
 _RAY_LINE = re.compile(r"[\d :,.-]{19,}\s+([DIWECF])[A-Z]+ ([\w.-]+:\d+) -- ")
 _RAY_NATIVE_LINE = re.compile(r"\[[\d :,.-]{19,} ([DIWECF]) \d+ \d+\] (?:\([\w-]+\) )?([\w.-]+:\d+): ")
-# What Ray's core writes where it is told to end: `*** SIGTERM received at time=... on cpu 1 ***` and a stack of addresses.
-_ENDING = re.compile(r"\*\*\* SIG(TERM|INT) received at |PC: @ +0x|    @ ")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _PIPE_BYTES = 1 << 20
 
@@ -150,7 +148,7 @@ class _DescriptorReader(threading.Thread):
             text = _ANSI.sub("", raw.decode("utf-8", "replace")).rstrip()
             found = _RAY_LINE.match(text) or _RAY_NATIVE_LINE.match(text)
             if found is None:
-                unknown += [text] if text and (self._log.debug or not _ENDING.match(text)) else []
+                unknown += [text] if text else []
                 continue
             level = _SEVERE[found[1]]
             if level or self._log.debug:

@@ -114,19 +114,6 @@ def test_rays_own_lines_are_told_with_level_and_place_and_its_infos_left_out(tmp
     assert "DOE" not in json.dumps(found)
 
 
-def test_the_stack_that_rays_core_writes_at_its_end_is_left_out(tmp_path: Path) -> None:
-    lines = (
-        "*** SIGTERM received at time=1795726314 on cpu 1 ***",
-        "PC: @     0x7f0dcfced545  (unknown)  clock_nanosleep",
-        "    @     0x7f0dcfc5a050  539884168  (unknown)",
-        "    @ ... and at least 4 more frames",
-        f"*** {NAME} ***",
-    )
-    body = "\n".join(f"os.write(2, {line!r}.encode() + b'\\n')" for line in lines)
-    assert [(line["source"], line["place"]) for line in told(body, tmp_path)] == [("a library", "1 line")]
-    assert lines[0] in "".join(errors_of(body, tmp_path, debug=True))
-
-
 def test_a_flood_is_told_and_not_waited_for(tmp_path: Path) -> None:
     body = f"for _ in range(2000): os.write(2, b'{NAME}' * 200 + b'\\n')\nlog('alive')"
     found = told(body, tmp_path)

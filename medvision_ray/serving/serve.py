@@ -18,18 +18,10 @@ from medvision_ray.errors import UsageError
 from medvision_ray.logs import Reporter, silent
 from medvision_ray.privacy import load_pseudonymiser
 from medvision_ray.promotion import resolve
+from medvision_ray.serving.ingress import environment
 from medvision_ray.serving.security import load_token
 
 _LOOK_SECONDS = 5.0
-ENVIRONMENT = {
-    # Bodies reach the replica as results of Serve's proxy: beyond this size they go through the object store, 3 ms slower.
-    "RAY_max_direct_call_object_size": str(4 << 20),
-    # From proxy to replica over gRPC, not as an actor's call: some 10 ms of CPU an answer less (docs/results.md).
-    "RAY_SERVE_PROXY_USE_GRPC": "1",
-    # gRPC's own bound is 4 MiB, which an overlay in full resolution exceeds; the decoder's limits bound what an answer can hold.
-    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str((1 << 31) - 1),
-}
-"""What every process of Ray is started with where answers are served."""
 
 
 def serve(settings: ServeJob, say: Reporter = silent) -> dict[str, Any]:
@@ -52,9 +44,7 @@ def serving(settings: ServeJob, say: Reporter = silent) -> Iterator[str]:
     if settings.record.output:
         load_pseudonymiser(settings.privacy)
     models = [load_bundle(resolve(uri)).model_id for uri in settings.bundles]
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    with ray_session(settings.ray):
+    with environment(settings.http), ray_session(settings.ray):
         from ray import serve as ray_serve
 
         from medvision_ray.serving.deployment import NAME, application

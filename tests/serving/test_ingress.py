@@ -32,7 +32,7 @@ def test_haproxys_files_are_this_users_alone_and_go_with_the_server() -> None:
         folder = Path(added["RAY_SERVE_HAPROXY_SERVER_STATE_BASE"])
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         places = [value for value in added.values() if value.startswith("/")]
-        assert len(places) == 6
+        assert len(places) == 7
         assert all(Path(place).is_relative_to(folder) for place in places)
         ports = [int(added[f"RAY_SERVE_HAPROXY_{name}_PORT"]) for name in ("METRICS", "STATS")]
         assert len(set(ports)) == 2

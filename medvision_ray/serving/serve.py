@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import os
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any
 
 from medvision_ray.bundle import load_bundle
 from medvision_ray.cluster import ray_session
-from medvision_ray.config.serving import ServeJob
+from medvision_ray.config.serving import HttpConfig, ServeJob
 from medvision_ray.errors import UsageError
 from medvision_ray.logs import Reporter, silent
 from medvision_ray.privacy import load_pseudonymiser
@@ -41,6 +42,8 @@ def serving(settings: ServeJob, say: Reporter = silent) -> Iterator[str]:
     """The server, for the block; answers its address."""
     token = load_token(settings.http)
     _check_files(settings)
+    if not (settings.ray.address or os.environ.get("RAY_ADDRESS")):
+        _check_place(settings.http)
     if settings.record.output:
         load_pseudonymiser(settings.privacy)
     models = [load_bundle(resolve(uri)).model_id for uri in settings.bundles]
@@ -82,3 +85,20 @@ def _check_files(settings: ServeJob) -> None:
         place = getattr(settings.http, name)
         if place is not None and not os.access(place, os.R_OK):
             raise UsageError(f"Expected a readable PEM file at `http.{name}`, but it cannot be read.")
+
+
+def _check_place(http: HttpConfig) -> None:
+    """That this machine can listen there now; Ray's own refusal comes late, as an error of its controller's."""
+    try:
+        family, *_, place = socket.getaddrinfo(http.host, http.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+            0
+        ]
+        with socket.socket(family) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # an ended server's connections do not count
+            trial.bind(place)
+            trial.listen()
+    except OSError as error:
+        raise UsageError(
+            f"Expected to listen on {http.host}, port {http.port} (`http.host`, `http.port`), but the system refuses it: "
+            f"{error.strerror}. End what listens there, or give another port or an address of this machine."
+        ) from None

@@ -56,7 +56,6 @@ LITE: dict[str, dict[str, Any]] = {
     "chest_lite": {**CHEST, "model": {**LITE_2, "segmentation": False}},
 }
 """A stronger encoder whose weights `lite_weights.py` makes; run only where `--recipes` names them."""
-_SMALL: dict[str, Any] = {**HYBRID, "preprocess": {"size": [128, 128]}, "epochs": 12}
 _MASK_GUIDED = {**MODEL, "pooling": "mask_guided"}
 _FIRST_HYBRID: dict[str, Any] = {**BRAIN, "epochs": 40, "model": _MASK_GUIDED}
 _MASK_3: dict[str, Any] = {"loss": {**BRAIN["loss"], "segmentation_weight": 3.0}}
@@ -71,12 +70,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "brain_hybrid_mask3_batch16": {**_FIRST_HYBRID, **_MASK_3, "batch_size": 16, "learning_rate": 0.0007},
     "brain_hybrid_mask3_average": {**_FIRST_HYBRID, **_MASK_3, "model": MODEL},
-    "brain_small_mobilenet": _SMALL,
-    "brain_small_lite0": {
-        **_SMALL,
-        "model": {**LITE_2, "encoder": "timm-tf_efficientnet_lite0", "weights": "lite0 file"},
-    },
-    "brain_small_lite2": {**_SMALL, "model": LITE_2},
     "chest_transfer_gentle": {
         **CHEST,
         "model": {**MODEL, "segmentation": False},

@@ -21,6 +21,7 @@ from medvision_ray.config import ModelConfig, TrainJob
 from medvision_ray.errors import MedVisionError
 from medvision_ray.learning.augment import build_augment
 from medvision_ray.learning.checkpoint import load_state, save_state
+from medvision_ray.learning.depthwise import speed_up_depthwise
 from medvision_ray.learning.feed import (
     Batch,
     Examples,
@@ -136,8 +137,9 @@ def new_state(plan: TrainPlan, device: torch.device, *, with_weights: bool) -> T
     if architecture.weights is not None and architecture.weights != "imagenet":
         load_encoder_weights(model, architecture.weights)
     model = model.to(device).to(memory_format=torch.channels_last)
+    speed_up_depthwise(model)
     groups = parameter_groups(model, job.learning_rate, job.layer_decay, job.weight_decay)
-    fused = device.type == "cuda"  # one call a group in place of a dozen
+    fused = device.type in ("cuda", "cpu")  # one call a group in place of a dozen
     optimizer = torch.optim.AdamW(groups, lr=job.learning_rate, weight_decay=job.weight_decay, fused=fused)
     return TrainingState(model, Ema(model, job.ema_decay) if job.ema_decay else None, optimizer)
 

@@ -152,7 +152,7 @@ def lane(plan: Campaign, number: int) -> None:
             say(f"lane {number}: {kind} {recipe} {seed}")
             try:
                 # The figures of the val split are in the history; its prediction rows are for calibration and thresholds.
-                train_and_test(plan, recipe, seed) if kind == "train" else _evaluate(plan, recipe, seed, "val")
+                train_and_test(plan, recipe, seed) if kind == "train" else evaluate_split(plan, recipe, seed, "val")
             except Exception:  # the other runs go on; this one has no record
                 say(f"lane {number}: {kind} {recipe} {seed} failed\n{traceback.format_exc()}")
 
@@ -194,7 +194,7 @@ def train_and_test(plan: Campaign, recipe: str, seed: int) -> None:
     trained = train(build_job(TrainJob, settings, "the benchmark"), say)
     fitted = time.perf_counter()
     held = "val" if fold_of(recipe) else "test"
-    metrics = _evaluate(plan, recipe, seed, held) if plan.test else []
+    metrics = evaluate_split(plan, recipe, seed, held) if plan.test else []
     ended = time.perf_counter()
     best = max(trained.history, key=lambda epoch: epoch["val_score"])
     rates = sorted(epoch["images_per_second"] for epoch in trained.history[1:] or trained.history)
@@ -210,10 +210,10 @@ def train_and_test(plan: Campaign, recipe: str, seed: int) -> None:
         held: metrics,
         "history": trained.history,
     }
-    _write(_record(plan, recipe, seed), record)
+    write_json(_record(plan, recipe, seed), record)
 
 
-def _evaluate(plan: Campaign, recipe: str, seed: int, split: str) -> list[dict[str, Any]]:
+def evaluate_split(plan: Campaign, recipe: str, seed: int, split: str) -> list[dict[str, Any]]:
     from medvision_ray.config import EvaluateJob, build_job
     from medvision_ray.evaluation.evaluate import evaluate
 
@@ -236,7 +236,7 @@ def _evaluate(plan: Campaign, recipe: str, seed: int, split: str) -> list[dict[s
     return [{key: value for key, value in row.items() if not key.startswith("subgroup")} for row in whole]
 
 
-def _write(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
     """All or nothing, figures to five digits."""
 
     def short(item: Any) -> Any:
@@ -268,7 +268,7 @@ def write_results(plan: Campaign, place: Path, facts: dict[str, Any]) -> None:
         "Epochs and recipes are chosen on validation alone; the test split is scored once for each finished seed."
     )
     result = {**facts, "protocol": protocol, "recipes": recipes, "summary": summary(records)}
-    _write(place, {**result, "runs": records, "unfinished": unfinished})
+    write_json(place, {**result, "runs": records, "unfinished": unfinished})
 
 
 def run_lanes(plan: Campaign, jobs: int, place: Path, facts: dict[str, Any]) -> None:

@@ -56,6 +56,17 @@ LITE: dict[str, dict[str, Any]] = {
     "chest_lite": {**CHEST, "model": {**LITE_2, "segmentation": False}},
 }
 """A stronger encoder whose weights `lite_weights.py` makes; run only where `--recipes` names them."""
+CPU: dict[str, dict[str, Any]] = {
+    "brain_hybrid_cpu": {
+        **HYBRID,
+        "preprocess": {"size": [224, 224]},
+        "epochs": 18,
+        "batch_size": 16,
+        "learning_rate": 0.0007,
+        "warmup_epochs": 1.5,
+    },
+}
+"""What two cores train in a quarter of an hour."""
 _MASK_GUIDED = {**MODEL, "pooling": "mask_guided"}
 _FIRST_HYBRID: dict[str, Any] = {**BRAIN, "epochs": 40, "model": _MASK_GUIDED}
 _MASK_3: dict[str, Any] = {"loss": {**BRAIN["loss"], "segmentation_weight": 3.0}}
@@ -78,6 +89,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 """What the recipes were chosen from; run only where `--recipes` names them."""
-KNOWN = {**RECIPES, **LITE, **VARIANTS}
+KNOWN = {**RECIPES, **LITE, **CPU, **VARIANTS}
 QUICK = {"preprocess": {"size": [64, 64]}, "epochs": 2, "batch_size": 16, "warmup_epochs": 1.0}
 """What `--quick` changes, to try the script on a CPU."""

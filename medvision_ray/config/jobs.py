@@ -52,6 +52,8 @@ class TrainJob(Section):
     """Calibrated probabilities beside the raw ones."""
     operating_points: OperatingPointsConfig = OperatingPointsConfig()
     """Thresholds that the bundle carries."""
+    mask_threshold: Annotated[float, Field(gt=0, lt=1)] | Literal["auto"] = "auto"
+    """Probability from which a pixel counts as lesion; `auto`: that of the best Dice on val if it is shown to be better than 0.5."""
     epochs: Positive = 20
     """Most epochs."""
     batch_size: Positive = 16

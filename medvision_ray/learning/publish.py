@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -23,6 +23,7 @@ from medvision_ray.learning.decisions import Decisions, fit_decisions
 from medvision_ray.learning.feed import Examples
 from medvision_ray.learning.history import read_history
 from medvision_ray.learning.loop import TrainPlan, new_state
+from medvision_ray.learning.mask_threshold import ChosenThreshold, choose_mask_threshold
 from medvision_ray.learning.model import HybridCNN
 from medvision_ray.learning.reference import ImagesSeen, training_fingerprint
 from medvision_ray.learning.validation import THRESHOLD, figures_of, probabilities_of, score_rows
@@ -80,7 +81,13 @@ def publish_bundle(
         "versions": _versions(),
     }
 
-    def save(place: str, model: HybridCNN, fitted: Decisions, fingerprint: Fingerprint | None = None) -> Bundle:
+    def save(
+        place: str,
+        model: HybridCNN,
+        fitted: Decisions,
+        mask_threshold: float = THRESHOLD,
+        fingerprint: Fingerprint | None = None,
+    ) -> Bundle:
         return save_bundle(
             place,
             name=name,
@@ -89,7 +96,7 @@ def publish_bundle(
             classes=plan.classes,
             multi_label=bool(plan.classes) and plan.truth.targets is not None,
             thresholds=fitted.thresholds,
-            mask_threshold=THRESHOLD,
+            mask_threshold=mask_threshold,
             trained={**trained, **fitted.facts},
             metrics={**metrics, **fitted.metrics},
             train_digest=train_digest,
@@ -104,11 +111,33 @@ def publish_bundle(
     save(candidate, state.measured, Decisions(None, (), [THRESHOLD] * len(plan.classes) * multi_label, {}, {}))
     written = load_bundle(candidate)
     model = written.build_model()
-    probabilities = _check_again(plan, model, dataset, best.figures)
+    examples = _examples(plan, dataset)
+    probabilities = _check_again(plan, model, examples, best.figures)
     fitted = fit_decisions(_validation_scores(plan, probabilities, patients), plan.job)
-    bundle = save(uri, model, fitted, training_fingerprint(written, plan, dataset, images) if images else None)
+    if plan.architecture.segmentation:
+        names = np.array([patients[row] for row in plan.val], dtype=np.str_)
+        chosen = _mask_threshold(plan, written, examples, names)
+        written = replace(written, mask_threshold=chosen.value)  # the fingerprint is of masks as they will be drawn
+        fitted = replace(fitted, facts={**fitted.facts, "mask_threshold": chosen.facts})
+    fingerprint = training_fingerprint(written, plan, examples, images) if images else None
+    bundle = save(uri, model, fitted, written.mask_threshold, fingerprint)
     storage.delete_tree(candidate)
     return bundle
+
+
+def _examples(plan: TrainPlan, dataset: Any) -> Examples:
+    preprocess = plan.job.preprocess
+    batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
+    return Examples(batches, plan.truth, preprocess.channels, preprocess.size)
+
+
+def _mask_threshold(
+    plan: TrainPlan, written: Bundle, examples: Examples, patients: NDArray[np.str_]
+) -> ChosenThreshold:
+    wanted = plan.job.mask_threshold
+    if wanted == "auto":
+        return choose_mask_threshold(written, examples, plan.val, patients)
+    return ChosenThreshold(wanted, {"reason": "asked for (`mask_threshold`)"})
 
 
 def _validation_scores(
@@ -129,11 +158,10 @@ def _validation_scores(
     )
 
 
-def _check_again(plan: TrainPlan, model: HybridCNN, dataset: Any, recorded: dict[str, Any]) -> NDArray[np.float32]:
+def _check_again(
+    plan: TrainPlan, model: HybridCNN, examples: Examples, recorded: dict[str, Any]
+) -> NDArray[np.float32]:
     """Score the val split with what was written; gives its probabilities, `(n, K)`."""
-    preprocess = plan.job.preprocess
-    tables = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
-    examples = Examples(tables, plan.truth, preprocess.channels, preprocess.size)
     table = score_rows(
         model.to(memory_format=torch.channels_last),
         examples,

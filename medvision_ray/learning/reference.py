@@ -42,12 +42,12 @@ class ImagesSeen:
     patients: Sequence[str]
 
 
-def training_fingerprint(bundle: Bundle, plan: TrainPlan, dataset: Any, images: ImagesSeen) -> Fingerprint:
+def training_fingerprint(bundle: Bundle, plan: TrainPlan, examples: Examples, images: ImagesSeen) -> Fingerprint:
     """Facts of the train split, and scores of the val split as a scoring run would write them.
 
     Args:
         bundle: written; its model is loaded once more and scores up to 2,000 val images.
-        dataset: the materialised images.
+        examples: the prepared images.
     """
     features: dict[str, Reference | None] = {}
     seen = [facts for row in plan.train if (facts := images.facts[row]) is not None]
@@ -59,7 +59,7 @@ def training_fingerprint(bundle: Bundle, plan: TrainPlan, dataset: Any, images: 
     rows = _rows_to_score(plan, images)
     if len(rows):
         scored = [images.patients[row] for row in rows]
-        for name, values in _scores(bundle, plan, dataset, images, rows).items():
+        for name, values in _scores(bundle, examples, images, rows).items():
             features[name] = reference_of_numbers(values.tolist(), scored, "val")
     return Fingerprint({name: reference for name, reference in features.items() if reference is not None})
 
@@ -71,14 +71,10 @@ def _rows_to_score(plan: TrainPlan, images: ImagesSeen) -> Integers:
     return np.sort(np.random.default_rng(0).permutation(rows)[:_MOST_SCORED])
 
 
-def _scores(
-    bundle: Bundle, plan: TrainPlan, dataset: Any, images: ImagesSeen, rows: Integers
-) -> dict[str, NDArray[np.float64]]:
+def _scores(bundle: Bundle, examples: Examples, images: ImagesSeen, rows: Integers) -> dict[str, NDArray[np.float64]]:
     """Each `p_<class>` and `mask_fraction`, one value a row."""
     predictor = Predictor(bundle)
     preprocess = bundle.preprocess
-    batches = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
-    examples = Examples(batches, plan.truth, preprocess.channels, preprocess.size)
     probabilities, fractions = [], []
     for start in range(0, len(rows), _BATCH):
         part = rows[start : start + _BATCH]

@@ -102,6 +102,9 @@ def test_partial_findings_train_calibrate_decide_and_are_measured_at_stored_poin
         assert one.patients == known[name]
         counts = (one.true_positives, one.false_positives, one.false_negatives, one.true_negatives)
         assert sum(counts) == known[name]
+    chosen = bundle.trained["mask_threshold"]  # healthy images, whose mask is empty, have their say
+    assert (chosen["images"], chosen["patients"]) == (32, 32)
+    assert bundle.mask_threshold == (0.5 if "reason" in chosen else chosen["best"])
     reliability = bundle.metrics["reliability"]["raw"]["disc"]
     assert sum(part["images"] for part in reliability) == known["disc"]
 

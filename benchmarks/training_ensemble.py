@@ -10,6 +10,7 @@ fold chose its model's epoch); the test figures are of patients that no model ha
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
 from pathlib import Path
@@ -64,7 +65,7 @@ def main() -> None:
     shown = {key: settings[key] for key in settings if key not in ("output", "labels", "privacy")}
     shown["model"] = {**shown["model"], "weights": single_weights(shown["model"])}
     write_json(options.results, {**facts, "settings": shown, **found})
-    rows = [(row["metric"], row["class"], row["value"], row["ci_low"], row["ci_high"]) for row in found["test"]]
+    rows = [(row["metric"], row["class_name"], row["value"], row["ci_low"], row["ci_high"]) for row in found["test"]]
     print_table(("metric", "class", "value", "from", "to"), rows)
 
 
@@ -82,18 +83,31 @@ def settings_of(plan: Campaign, recipe: str, seed: int, folds: int) -> dict[str,
 
 def run(plan: Campaign, recipe: str, seed: int, folds: int) -> dict[str, Any]:
     """What came of it: a row a fold, pooled out-of-fold figures, the ensemble's test figures."""
+    from medvision_ray import tables
+    from medvision_ray.bundle import load_bundle
     from medvision_ray.config import TrainJob, build_job
     from medvision_ray.learning.folds import cross_validate
 
     started = time.perf_counter()
-    trained = cross_validate(build_job(TrainJob, settings_of(plan, recipe, seed, folds), "the benchmark"), say)
+    settings = settings_of(plan, recipe, seed, folds)
+    trained = cross_validate(build_job(TrainJob, settings, "the benchmark"), say)
     fitted = time.perf_counter()
     test = evaluate_split(plan, recipe, seed, "test") if plan.test else []
     kept = ("fold", "model_id", "images", "patients", "best_epoch", "metrics")
+    rows = []
+    for row in trained.summary["folds"]:
+        member = load_bundle(row["bundle"])
+        threshold = {"value": member.mask_threshold, **member.trained.get("mask_threshold", {})}
+        rows.append({**{key: row[key] for key in kept}, "mask_threshold": threshold})
+    pooled = tables.read(settings["output"], "metrics").to_pandas()
+    ours = (pooled["model_id"] == trained.bundle.model_id) & (pooled["subgroup"] == "all")
+    pooled = pooled[ours & (pooled["split"] == "out_of_fold")]
+    shown = pooled[["class", "metric", "value", "ci_low", "ci_high", "n_images", "n_patients"]]
     return {
         "model_id": trained.bundle.model_id,
         "seconds": {"train": fitted - started, "test": time.perf_counter() - fitted},
-        "folds": [{key: row[key] for key in kept} for row in trained.summary["folds"]],
+        "folds": rows,
+        "out_of_fold": json.loads(shown.to_json(orient="records")),
         "mean": trained.summary["mean"],
         "std": trained.summary["std"],
         "test": test,

@@ -47,11 +47,12 @@ def figures(seeds: list[pd.DataFrame], images: NDArray[np.intp]) -> dict[str, fl
     one = seeds[0].iloc[images]
     columns = [name for name in one.columns if name.startswith("p_")]
     result = {}
-    if columns and one["true_label"].notna().all():
+    if columns and one[[*columns, "true_label"]].notna().all(axis=None):
         classes = [name.removeprefix("p_") for name in columns]
         truth = np.array([classes.index(label) for label in one["true_label"]])
         each = [rows[columns].to_numpy(np.float64)[images] for rows in seeds]
-        for name, probabilities in (("", each), (" of the soft vote", [np.mean(each, axis=0)])):
+        votes = [("", each), (" of the soft vote", [np.mean(each, axis=0)])]
+        for name, probabilities in votes[: len(seeds)]:
             result |= {
                 f"{key}{name}": value for key, value in _classification(truth, probabilities, len(classes)).items()
             }

@@ -56,17 +56,19 @@ LITE: dict[str, dict[str, Any]] = {
     "chest_lite": {**CHEST, "model": {**LITE_2, "segmentation": False}},
 }
 """A stronger encoder whose weights `lite_weights.py` makes; run only where `--recipes` names them."""
-CPU: dict[str, dict[str, Any]] = {
-    "brain_hybrid_cpu": {
-        **HYBRID,
-        "preprocess": {"size": [224, 224]},
-        "epochs": 18,
-        "batch_size": 16,
-        "learning_rate": 0.0007,
-        "warmup_epochs": 1.5,
-    },
+_ON_CPU: dict[str, Any] = {
+    "preprocess": {"size": [224, 224]},
+    "epochs": 18,
+    "batch_size": 16,
+    "learning_rate": 0.0007,
+    "warmup_epochs": 1.5,
 }
-"""What two cores train in a quarter of an hour."""
+CPU: dict[str, dict[str, Any]] = {
+    "brain_hybrid_cpu": {**HYBRID, **_ON_CPU},
+    "brain_classification_cpu": {**RECIPES["brain_classification"], **_ON_CPU},
+    "brain_segmentation_cpu": {**RECIPES["brain_segmentation"], **_ON_CPU},
+}
+"""What two cores train in twenty minutes; run only where it is named."""
 _MASK_GUIDED = {**MODEL, "pooling": "mask_guided"}
 _FIRST_HYBRID: dict[str, Any] = {**BRAIN, "epochs": 40, "model": _MASK_GUIDED}
 _MASK_3: dict[str, Any] = {"loss": {**BRAIN["loss"], "segmentation_weight": 3.0}}

@@ -20,10 +20,10 @@ STEPS = 6
 class Training:
     """A few AdamW steps whose data and dropout depend on the step's number alone."""
 
-    def __init__(self, model: HybridCNN, ema: bool = True, channels_last: bool = False) -> None:
+    def __init__(self, model: HybridCNN, ema: bool = True, channels_last: bool = False, fused: bool = False) -> None:
         self.model = model.to(memory_format=torch.channels_last) if channels_last else model  # type: ignore[call-overload]
         self.ema = Ema(self.model, 0.9) if ema else None
-        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, 1e-2, 0.8, 0.01))
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.model, 1e-2, 0.8, 0.01), fused=fused)
 
     def run(self, first: int, last: int) -> None:
         for step in range(first, last):
@@ -44,20 +44,23 @@ class Training:
         return {**self.model.state_dict(), **averaged}
 
 
-@pytest.mark.parametrize(("ema", "channels_last"), [(True, False), (False, False), (True, True)])
+@pytest.mark.parametrize(
+    ("ema", "channels_last", "fused"),
+    [(True, False, False), (False, False, False), (True, True, False), (True, False, True), (True, True, True)],
+)
 def test_going_on_from_a_checkpoint_gives_the_same_weights_to_the_bit(
-    tmp_path: Path, small_model: Build, ema: bool, channels_last: bool
+    tmp_path: Path, small_model: Build, ema: bool, channels_last: bool, fused: bool
 ) -> None:
-    whole = Training(small_model(), ema, channels_last)
+    whole = Training(small_model(), ema, channels_last, fused)
     start = {name: value.clone() for name, value in whole.model.state_dict().items()}
     whole.run(0, STEPS)
-    stopped = Training(small_model(), ema, channels_last)
+    stopped = Training(small_model(), ema, channels_last, fused)
     stopped.model.load_state_dict(start)
     if stopped.ema is not None:
         stopped.ema.module.load_state_dict(start)
     stopped.run(0, 3)
     save_state(tmp_path, stopped.model, stopped.ema, stopped.optimizer, {"step": 3, "best": 0.123456789012345})
-    resumed = Training(small_model(), ema, channels_last)
+    resumed = Training(small_model(), ema, channels_last, fused)
     progress = load_state(tmp_path, resumed.model, resumed.ema, resumed.optimizer)
     assert progress == {"step": 3, "best": 0.123456789012345}
     resumed.run(progress["step"], STEPS)

@@ -50,8 +50,8 @@ _IDENTITY = (
     "weights_sha256",
 )
 _KEYS = {"schema_version", "name", "model_id", *_IDENTITY, "files", "trained"}
-# Part of the identity where they are there; bundles of earlier versions lack them and keep their model_id.
-_OPTIONAL = ("calibration", "operating_points")
+OPTIONAL = ("calibration", "operating_points", "class_offsets")
+"""Part of the identity where they are there; bundles of earlier versions lack them and keep their model_id."""
 _ENSEMBLE = ("vote", "members")  # of an ensemble's identity; other bundles have neither
 SectionT = TypeVar("SectionT", bound=Section)
 
@@ -74,6 +74,7 @@ class Bundle:
         content_hash: sha256 of all that changes predictions, in hexadecimal.
         calibration: from raw to calibrated probabilities; None where none was fitted.
         operating_points: thresholds on raw probabilities, chosen on validation; none where none were chosen.
+        class_offsets: single-label: added to each class's ln p before the largest is named; empty names the likeliest.
         trained: facts of the training (label summary, versions, epochs, best score).
         metrics: validation metrics.
         train_digest: `image_digest` of each image that was trained on.
@@ -96,6 +97,7 @@ class Bundle:
     content_hash: str
     calibration: Calibration | None = None
     operating_points: tuple[OperatingPoint, ...] = ()
+    class_offsets: tuple[float, ...] = ()
     trained: dict[str, Any] = field(default_factory=dict, repr=False)
     metrics: dict[str, Any] = field(default_factory=dict, repr=False)
     train_digest: tuple[str, ...] = field(default=(), repr=False)
@@ -170,6 +172,7 @@ def save_bundle(
     model: HybridCNN,
     calibration: Calibration | None = None,
     operating_points: Sequence[OperatingPoint] = (),
+    class_offsets: Sequence[float] = (),
     fingerprint: Fingerprint | None = None,
 ) -> Bundle:
     """Write a bundle. A bundle that is there already stops being one first, so nobody reads a mixture.
@@ -181,6 +184,7 @@ def save_bundle(
         model: the bare trained network (the moving average where there is one).
         calibration: fitted to validation; None where there is none.
         operating_points: chosen on validation.
+        class_offsets: chosen on validation, one a class where single-label; none names the likeliest class.
         fingerprint: of the training images and validation scores; no part of the identity.
 
     Raises:
@@ -209,6 +213,8 @@ def save_bundle(
         identity["calibration"] = calibration.document()
     if operating_points:
         identity["operating_points"] = [point.document() for point in operating_points]
+    if class_offsets:
+        identity["class_offsets"] = [float(value) for value in class_offsets]
     return write_bundle(
         uri,
         name,
@@ -292,7 +298,7 @@ def load_bundle(uri: str) -> Bundle:
     expected = _KEYS | (set(_ENSEMBLE) if ensemble else set())
     for kind, keys in (
         ("lacks", expected - document.keys()),
-        ("has unknown", document.keys() - expected - {*_OPTIONAL}),
+        ("has unknown", document.keys() - expected - {*OPTIONAL}),
     ):
         if keys:
             raise BundleError(
@@ -334,10 +340,11 @@ def _bundle(place: str, document: dict[str, Any], parts: Mapping[str, bytes], me
         weights_sha256=document["weights_sha256"],
         # Over what is written, not over the models: an option added later leaves old bundles' hashes alone.
         content_hash=identity_hash(
-            {key: document[key] for key in (*_IDENTITY, *_OPTIONAL, *_ENSEMBLE) if key in document}
+            {key: document[key] for key in (*_IDENTITY, *OPTIONAL, *_ENSEMBLE) if key in document}
         ),
         calibration=calibration_of(document),
         operating_points=operating_points_of(document) or (),
+        class_offsets=tuple(document.get("class_offsets", ())),
         trained=document["trained"],
         metrics=json.loads(parts[_METRICS]),
         train_digest=tuple(json.loads(parts[_IMAGES])),

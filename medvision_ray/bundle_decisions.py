@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from medvision_ray import storage
-from medvision_ray.bundle import Bundle, load_bundle, write_bundle
+from medvision_ray.bundle import OPTIONAL, Bundle, load_bundle, write_bundle
 from medvision_ray.bundle_files import BUNDLE_YAML, read_document, read_part
 from medvision_ray.calibration import Calibration
 from medvision_ray.ensemble import member_contents, member_hashes
@@ -59,6 +59,7 @@ def save_with_decisions(
     calibration: Calibration | None,
     operating_points: Sequence[OperatingPoint],
     thresholds: Sequence[float],
+    class_offsets: Sequence[float],
     trained: Mapping[str, Any],
     metrics: Mapping[str, Any],
     fitted_digest: Iterable[str],
@@ -71,6 +72,7 @@ def save_with_decisions(
     Args:
         uri: folder or prefix; see `check_place`.
         thresholds: one a class where the bundle is multi-label, else none.
+        class_offsets: one a class where the bundle is single-label, or none.
         trained: facts that replace or join the bundle's.
         metrics: validation metrics that replace or join the bundle's.
         fitted_digest: `image_digest` of each image that was fitted to.
@@ -84,14 +86,14 @@ def save_with_decisions(
     """
     check_place(uri, bundle)
     document = read_document(bundle.uri)
-    identity = {
-        key: value for key, value in document.items() if key not in (*_NO_IDENTITY, "calibration", "operating_points")
-    }
+    identity = {key: value for key, value in document.items() if key not in (*_NO_IDENTITY, *OPTIONAL)}
     identity["thresholds"] = [float(value) for value in thresholds]
     if calibration is not None:
         identity["calibration"] = calibration.document()
     if operating_points:
         identity["operating_points"] = [point.document() for point in operating_points]
+    if class_offsets:
+        identity["class_offsets"] = [float(value) for value in class_offsets]
     card = storage.join(bundle.uri, _CARD)
     write_bundle(
         uri,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any, Literal, get_args
 
 from medvision_ray.bundle_files import BUNDLE_YAML
@@ -42,6 +43,8 @@ def check_fields(place: str, document: dict[str, Any]) -> None:
         or calibration_of(document) is not None,
         "operating_points: different names, each with a threshold or null a class": "operating_points" not in document
         or operating_points_of(document) is not None,
+        "class_offsets: a number a class (not where multi_label)": "class_offsets" not in document
+        or _are_offsets(document),
         f"vote: {' or '.join(VOTES)}": "vote" not in document or document["vote"] in VOTES,
         "members: at least two": "members" not in document or len(member_files(document)) > 1,
     }
@@ -62,6 +65,13 @@ def operating_points_of(document: Mapping[str, Any]) -> tuple[OperatingPoint, ..
 
 def _n_classes(document: Mapping[str, Any]) -> int:
     return len(document["classes"]) if isinstance(document["classes"], list) else 0
+
+
+def _are_offsets(document: Mapping[str, Any]) -> bool:
+    offsets = document["class_offsets"]
+    if document["multi_label"] is not False or not isinstance(offsets, list):
+        return False
+    return len(offsets) == _n_classes(document) and all(isinstance(one, float) and isfinite(one) for one in offsets)
 
 
 def _is_probability(value: Any) -> bool:

@@ -65,6 +65,7 @@ def _show(options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         "classes": list(bundle.classes),
         "multi_label": bundle.multi_label,
         "thresholds": dict(zip(bundle.classes, bundle.thresholds, strict=False)),
+        "class_offsets": dict(zip(bundle.classes, bundle.class_offsets, strict=False)),
         "mask_threshold": bundle.mask_threshold if bundle.architecture.segmentation else None,
         "calibration": bundle.calibration.document() if bundle.calibration else None,
         "operating_points": {point.name: point.by_class(bundle.classes) for point in bundle.operating_points},

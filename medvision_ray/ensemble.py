@@ -1,7 +1,7 @@
 """Several bundles as one: copied into a bundle of its own, with how their outputs are combined.
 
-With `soft` vote `p_<class>` is the mean of the members' probabilities. With `majority` vote each member votes for its
-likeliest class (multi-label: for each finding that reaches its own threshold), and
+With `soft` vote `p_<class>` is the mean of the members' probabilities. With `majority` vote each member votes for the
+class that it names (multi-label: for each finding that reaches its own threshold), and
 `p_<class>` = (1 - `TIE_WEIGHT`) x share of votes + `TIE_WEIGHT` x mean probability: within a hundredth the share of votes, and of
 classes with as many votes the one of the larger mean probability comes first. Masks are the mean of the members' mask
 probabilities under either vote. A head that not every member has is averaged over those that have it. Members' raw
@@ -37,6 +37,8 @@ def save_ensemble(
     *,
     facts: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
+    class_offsets: Sequence[float] | None = None,
+    mask_threshold: float | None = None,
 ) -> Bundle:
     """Write an ensemble: its members are copied in, so it is moved and kept as one folder.
 
@@ -46,6 +48,8 @@ def save_ensemble(
         uri: folder or prefix, in none of the members and with none of them in it.
         facts: for `trained`, beside what is known of the members.
         metrics: of the ensemble as a whole, where they are known.
+        class_offsets: of the whole; None is with `soft` vote the mean of the members', with `majority` vote none.
+        mask_threshold: of the whole; None is the mean of the members'.
 
     Returns:
         The ensemble, read back from where it was written.
@@ -62,7 +66,7 @@ def save_ensemble(
     write_bundle(
         uri,
         name,
-        _identity(vote, flat),
+        _identity(vote, flat, class_offsets, mask_threshold),
         trained={**(facts or {}), **_facts(flat)},
         metrics=metrics or {},
         train_digest=sorted({digest for member in flat for digest in member.train_digest}),
@@ -117,21 +121,27 @@ def _shared(member: Bundle) -> dict[str, Any]:
     return member.preprocess.model_dump(mode="json", exclude=set(_OWN_TO_EACH))
 
 
-def _identity(vote: Vote, members: Sequence[Bundle]) -> dict[str, Any]:
+def _identity(
+    vote: Vote, members: Sequence[Bundle], class_offsets: Sequence[float] | None, mask_threshold: float | None
+) -> dict[str, Any]:
     labelled = [member for member in members if member.classes]
     masking = [member for member in members if member.architecture.segmentation]
     own = [member.weights_sha256 for member in members]
+    offsets = _offsets(vote, labelled) if class_offsets is None else [float(value) for value in class_offsets]
+    if mask_threshold is None:
+        mask_threshold = _mean([member.mask_threshold for member in masking or members])
     return {
         "architecture": _architecture(members),
         "preprocess": members[0].preprocess.model_dump(mode="json"),
         "classes": list(labelled[0].classes) if labelled else [],
         "multi_label": bool(labelled) and labelled[0].multi_label,
         "thresholds": _thresholds(vote, labelled),
-        "mask_threshold": _mean([member.mask_threshold for member in masking or members]),
+        "mask_threshold": float(mask_threshold),
         "batch_norm_eps": None,
         "weights_sha256": hashlib.sha256("\n".join(own).encode()).hexdigest(),
         "vote": vote,
         "members": [member.content_hash for member in members],
+        **({"class_offsets": offsets} if offsets else {}),
     }
 
 
@@ -153,6 +163,14 @@ def _thresholds(vote: Vote, labelled: Sequence[Bundle]) -> list[float]:
     if vote == "soft":
         return means
     return [(1 - TIE_WEIGHT) * 0.5 + TIE_WEIGHT * mean for mean in means]
+
+
+def _offsets(vote: Vote, labelled: Sequence[Bundle]) -> list[float]:
+    """Single-label: the mean of the members', one without any counting as zeros; none where members vote with their own."""
+    if vote != "soft" or not any(member.class_offsets for member in labelled):
+        return []
+    zeros = (0.0,) * len(labelled[0].classes)
+    return [_mean(each) for each in zip(*(member.class_offsets or zeros for member in labelled), strict=True)]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -93,6 +93,9 @@ def _model(document: Mapping[str, Any]) -> list[str]:
     outputs = []
     if architecture["classification"]:
         outputs.append(f"- Classification, {kind}: {', '.join(document['classes'])}.")
+    if offsets := document.get("class_offsets"):
+        each = ", ".join(f"{name} {value:+g}" for name, value in zip(document["classes"], offsets, strict=True))
+        outputs.append(f"- The class with the largest ln p + offset is named; offsets chosen on validation: {each}.")
     if architecture["segmentation"]:
         outputs.append(
             f"- Segmentation: a mask; pixels from probability {document['mask_threshold']:g} count as lesion."

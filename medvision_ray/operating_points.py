@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medvision_ray.calibration import log_probabilities
+
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 
@@ -112,3 +114,15 @@ def _read_threshold(one: Any) -> ClassThreshold | None:
     probabilities = all(isinstance(value, float) and 0.0 <= value <= 1.0 for value in shares)
     whole = all(isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in counts)
     return ClassThreshold(**one) if probabilities and whole else None
+
+
+def named_class(probabilities: NDArray[np.floating[Any]], offsets: Sequence[float]) -> NDArray[np.intp]:
+    """Single-label: index of the class that is named, the one with the largest ln p + offset.
+
+    Args:
+        probabilities: raw, shape `(..., K)`.
+        offsets: one a class, or none: the likeliest class is named.
+    """
+    if not len(offsets):
+        return np.asarray(probabilities.argmax(axis=-1))
+    return np.asarray((log_probabilities(probabilities) + np.asarray(offsets)).argmax(axis=-1))

@@ -153,6 +153,22 @@ def test_operating_points_are_saved_read_and_part_of_the_identity(save: Save, tm
         save(operating_points=[POINT, POINT])
 
 
+def test_class_offsets_are_saved_read_shown_and_part_of_the_identity(save: Save, tmp_path: Path) -> None:
+    single: dict[str, Any] = {"multi_label": False, "thresholds": ()}
+    plain = save(**single)
+    assert plain.class_offsets == ()
+    assert "class_offsets" not in yaml.safe_load((tmp_path / "bundle/bundle.yaml").read_text())
+    saved = save(**single, class_offsets=(-0.75, 0.0))
+    assert load_bundle(saved.uri).class_offsets == (-0.75, 0.0)
+    assert saved.model_id != plain.model_id
+    assert "a -0.75, b +0" in (tmp_path / "bundle/MODEL_CARD.md").read_text()
+    for wrong in ({"class_offsets": (0.5,)}, {"class_offsets": (0.5, float("inf"))}):
+        with pytest.raises(BundleError, match="class_offsets: a number a class"):
+            save(**single, **wrong)
+    with pytest.raises(BundleError, match="class_offsets: a number a class"):
+        save(class_offsets=(0.5, 0.5))  # findings have thresholds
+
+
 def test_a_bundle_of_an_earlier_version_keeps_its_model_id(save: Save, tmp_path: Path) -> None:
     """The hash of that version, over its keys alone, by hand."""
     saved = save()
@@ -269,6 +285,7 @@ def test_weights_altered_after_loading_are_refused(save: Save, tmp_path: Path) -
         ({"operating_points": [{**POINT.document(), "thresholds": [None]}]}, "operating_points: different names"),
         ({"operating_points": [{**POINT.document(), "thresholds": [{"threshold": 0.5}, None]}]}, "operating_points: "),
         ({"operating_points": [POINT.document()]}, "was altered"),
+        ({"class_offsets": [0.0, 0.5]}, "class_offsets: a number a class"),
     ],
 )
 def test_an_edited_or_unknown_bundle_yaml_is_refused(

@@ -172,6 +172,34 @@ def test_findings_are_voted_on_by_each_members_own_threshold(make: Make, tmp_pat
         assert np.abs(found - votes / 4).max() <= TIE_WEIGHT + FLOAT32_TOLERANCE
 
 
+def test_offsets_of_members_are_averaged_by_a_soft_vote_and_decide_their_votes_in_a_majority(
+    make: Make, frames: Any, tmp_path: Path
+) -> None:
+    offsets = np.array([[0.0, -20.0, -1.0], [-3.0, 0.0, -1.0], [0.0, 0.0, 0.0]])
+    members = [make(seed=seed, class_offsets=tuple(row) if row.any() else ()) for seed, row in enumerate(offsets)]
+    each = np.stack([predict(member, frames).probabilities for member in members]).astype(np.float64)
+    soft = save_ensemble(str(tmp_path / "s"), "e", "soft", members)
+    np.testing.assert_allclose(soft.class_offsets, offsets.mean(axis=0))
+    mean = predict(soft, frames).probabilities
+    assert mean is not None
+    np.testing.assert_allclose(mean, each.mean(axis=0), atol=FLOAT32_TOLERANCE)
+    named = [CLASSES.index(str(decide(soft, row)[0])) for row in mean]
+    assert named == (np.log(mean) + offsets.mean(axis=0)).argmax(axis=1).tolist()
+    assert named != mean.argmax(axis=1).tolist()
+    assert [decide(soft, row)[1] for row in mean] == [row[k] for row, k in zip(mean, named, strict=True)]
+
+    majority = save_ensemble(str(tmp_path / "m"), "e", "majority", members)
+    assert majority.class_offsets == ()
+    votes = (np.log(each.clip(1e-30)) + offsets[:, None, :]).argmax(axis=2)
+    counted = np.stack([np.bincount(column, minlength=3) for column in votes.T])
+    assert (votes != each.argmax(axis=2)).any()
+    found = predict(majority, frames).probabilities
+    assert found is not None
+    assert np.abs(found - counted / 3).max() <= TIE_WEIGHT
+    given = save_ensemble(str(tmp_path / "g"), "e", "soft", members, class_offsets=(), mask_threshold=0.3)
+    assert (given.class_offsets, given.mask_threshold) == ((), 0.3)
+
+
 def test_with_the_most_members_a_tie_break_never_outweighs_a_vote() -> None:
     logits = np.full((MOST_MEMBERS, 1, 2), 0.0, np.float32)
     logits[:17, 0, 0], logits[17:, 0, 1] = 1e-3, 50.0  # 17 lukewarm votes against 15 certain ones

@@ -42,6 +42,9 @@ class OperatingPointsConfig(Section):
     decide_at: str | None = None
     """Multi-label: the point, such as `f1`, whose thresholds decide which findings a row names; null decides at 0.5."""
 
+    class_offsets: Literal["auto", "none"] = "auto"
+    """Single-label: `auto` adds a number a class to ln p before the largest is named, if that is shown to be better; `none`."""
+
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the points, in order."""

@@ -16,7 +16,7 @@ from medvision_ray.config import CalibrateJob, EvaluateJob
 from medvision_ray.errors import LabelError, MedVisionError, UsageError
 from medvision_ray.evaluation.collect import JoinedSplit, join_split
 from medvision_ray.evaluation.reference_rows import fingerprint_of_rows
-from medvision_ray.learning.calibrate import ValidationScores
+from medvision_ray.learning.calibrate import ValidationScores, one_against_rest
 from medvision_ray.learning.decisions import fit_decisions
 from medvision_ray.learning.operating import check_positive_class
 from medvision_ray.logs import Reporter
@@ -74,7 +74,7 @@ def recalibrate(job: CalibrateJob, say: Reporter) -> Recalibrated:
     scored = found.scored
     scores, rows = validation_scores(bundle, scored)
     say(f"Fitting to {len(rows)} of {len(found.frame)} {SPLIT} images of {found.dataset}.")
-    fitted = fit_decisions(scores, job, bundle.thresholds or None)
+    fitted = fit_decisions(scores, job, bundle.thresholds or None, bundle.class_offsets)
     patients = int(np.unique(scores.patients).size)
     facts = {**fitted.facts, "calibrated_on": _basis(job, found, len(rows), patients)}
     if found.names is not None:
@@ -86,6 +86,7 @@ def recalibrate(job: CalibrateJob, say: Reporter) -> Recalibrated:
         calibration=fitted.calibration,
         operating_points=fitted.operating_points,
         thresholds=fitted.thresholds,
+        class_offsets=fitted.class_offsets,
         trained=facts,
         metrics=fitted.metrics,
         fingerprint=bundle.fingerprint or fingerprint_of_rows(job.output, bundle, scored),
@@ -108,8 +109,7 @@ def validation_scores(bundle: Bundle, scored: pd.DataFrame) -> tuple[ValidationS
         truth = np.stack([scored.get(f"t_{name}", blank) for name in bundle.classes], axis=1).astype(np.float64)
     else:
         index = {name: place for place, name in enumerate(bundle.classes)}
-        labels = scored["true_label"].map(index).fillna(-1).to_numpy(np.int64)[:, None]
-        truth = np.where(labels >= 0, labels == np.arange(len(bundle.classes)), np.nan)
+        truth = one_against_rest(scored["true_label"].map(index).fillna(-1).to_numpy(np.int64), len(bundle.classes))
     rows = np.flatnonzero(~np.isnan(truth).all(axis=1))
     if not len(rows):
         kind = "findings (`labels.findings`)" if bundle.multi_label else "classes (`labels.label_column`)"

@@ -68,6 +68,15 @@ class FittedCalibration:
     facts: dict[str, Any]
 
 
+def one_against_rest(labels: NDArray[np.integer], n_classes: int) -> Floats:
+    """The `truth` of single-label images, shape `(n, K)`.
+
+    Args:
+        labels: index of the class, below 0 where it is not known, shape `(n,)`.
+    """
+    return np.where(labels[:, None] >= 0, labels[:, None] == np.arange(n_classes), np.nan)
+
+
 def fit_calibration(scores: ValidationScores, config: CalibrationConfig) -> FittedCalibration:
     """Fit what `config` asks for to the validation split.
 

@@ -100,13 +100,13 @@ def load_state(
         for key, value in present.items():
             if isinstance(value, tuple):  # JSON made a list of AdamW's betas
                 group[key] = tuple(group[key])
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for index, entry in entries.items():
+    parameters: list[Tensor] = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, entry in entries.items():
         for key, value in entry.items():
-            if isinstance(value, Tensor) and value.shape == parameters[index].shape:
+            if isinstance(value, Tensor) and value.shape == parameters[number].shape:
                 # A fused optimizer walks through a parameter and its averages in the order of memory, so that they
                 # have to have the same strides (it does not look on a CPU); in the file they are contiguous.
-                entry[key] = torch.empty_like(parameters[index], device=value.device, dtype=value.dtype).copy_(value)
+                entry[key] = torch.empty_like(parameters[number], device=value.device, dtype=value.dtype).copy_(value)
     optimizer.load_state_dict({"state": entries, "param_groups": groups})
     progress: dict[str, Any] = state["progress"]
     return progress

@@ -13,6 +13,7 @@ from medvision_ray.config import CalibrateJob, TrainJob
 from medvision_ray.evaluation.calibration_error import reliability
 from medvision_ray.evaluation.classification import OneVsRest, calibration_errors, confidences, plain_metrics
 from medvision_ray.learning.calibrate import ValidationScores, fit_calibration
+from medvision_ray.learning.class_offsets import choose_class_offsets
 from medvision_ray.learning.operating import choose_points, decided_thresholds
 from medvision_ray.learning.validation import THRESHOLD
 from medvision_ray.operating_points import OperatingPoint
@@ -28,6 +29,7 @@ class Decisions:
         calibration: None where there is none.
         operating_points: those that could be chosen.
         thresholds: of a multi-label bundle, one a finding; else none.
+        class_offsets: of a single-label bundle, one a class, or none where the likeliest class is named.
         metrics: `val_ece`, `val_brier` and `val_log_loss` (over `all`, or `macro` of the findings), the same
             `..._calibrated`, and `reliability`: the bins of the diagram, raw and calibrated, over `all` or a finding.
             What is calibrated is measured out of fold, by patient.
@@ -39,10 +41,14 @@ class Decisions:
     thresholds: list[float]
     metrics: dict[str, Any]
     facts: dict[str, Any]
+    class_offsets: tuple[float, ...] = ()
 
 
 def fit_decisions(
-    scores: ValidationScores, job: TrainJob | CalibrateJob, before: Sequence[float] | None = None
+    scores: ValidationScores,
+    job: TrainJob | CalibrateJob,
+    before: Sequence[float] | None = None,
+    offsets_before: Sequence[float] = (),
 ) -> Decisions:
     """Fit to the validation split.
 
@@ -50,6 +56,7 @@ def fit_decisions(
         scores: its raw probabilities and truth.
         job: says what is fitted.
         before: multi-label: the thresholds that the model has already, for findings that get none; None is 0.5.
+        offsets_before: single-label: the offsets that the model has already, kept unless others are shown to be better.
     """
     fitted = fit_calibration(scores, job.calibration)
     points, reasons = choose_points(scores, job.operating_points)
@@ -61,7 +68,12 @@ def fit_decisions(
         defaults = before or [THRESHOLD] * len(scores.classes)
         thresholds = decided_thresholds(points, job.operating_points, defaults)
         facts["thresholds_from"] = job.operating_points.decide_at or ("the model before" if before else THRESHOLD)
-    return Decisions(fitted.calibration, points, thresholds, _measure(scores, fitted.out_of_fold), facts)
+    offsets: tuple[float, ...] = ()
+    if scores.classes and not scores.multi_label and job.operating_points.class_offsets == "auto":
+        least = job.operating_points.min_class_patients
+        chosen = choose_class_offsets(scores, min_class_patients=least, before=offsets_before)
+        offsets, facts["class_offsets"] = chosen.offsets, chosen.facts
+    return Decisions(fitted.calibration, points, thresholds, _measure(scores, fitted.out_of_fold), facts, offsets)
 
 
 def _measure(scores: ValidationScores, calibrated: Any) -> dict[str, Any]:

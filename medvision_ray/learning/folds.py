@@ -7,6 +7,7 @@ import json
 import math
 import statistics
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,7 +33,7 @@ from medvision_ray.learning.out_of_fold import (
     parquet_bytes,
     predict_task,
 )
-from medvision_ray.learning.pooled import commit_pooled
+from medvision_ray.learning.pooled import choose_pooled, commit_pooled
 from medvision_ray.learning.splits import folds_by_patient
 from medvision_ray.learning.train import (
     Progress,
@@ -43,6 +44,7 @@ from medvision_ray.learning.train import (
     train_decoded,
     training_folder,
 )
+from medvision_ray.learning.validation import THRESHOLD
 from medvision_ray.privacy import Pseudonymiser, address_pseudonymiser, load_pseudonymiser
 
 OUT_OF_FOLD = "out_of_fold.parquet"
@@ -170,7 +172,7 @@ def _train_all(study: _Study, progress: Progress) -> list[Bundle]:
 
 def _train_fold(study: _Study, number: int, progress: Progress) -> Bundle:
     """A fold's model and its out-of-fold predictions, each unless it is there already."""
-    job = study.job.model_copy(update={"folds": 0})
+    job = _fold_job(study.job)
     name = study.fold_name(number)
     table = fold_table(study.table, study.fold_of, number - 1)
     held = hashlib.sha256(study.fold_of.tobytes()).hexdigest()
@@ -189,6 +191,13 @@ def _train_fold(study: _Study, number: int, progress: Progress) -> Bundle:
     if not is_current(study.place(number), study.table):
         storage.write_bytes(study.place(number), _predictions(study, bundle, number))
     return bundle
+
+
+def _fold_job(job: TrainJob) -> TrainJob:
+    """The training of one fold: what is decided on validation is left to the whole, so that no fold's rows are in their own favour."""
+    points = job.operating_points.model_copy(update={"class_offsets": "none"})
+    threshold = THRESHOLD if job.mask_threshold == "auto" else job.mask_threshold
+    return job.model_copy(update={"folds": 0, "operating_points": points, "mask_threshold": threshold})
 
 
 def _predictions(study: _Study, bundle: Bundle, number: int) -> bytes:
@@ -230,11 +239,33 @@ def _conclude(study: _Study, bundles: list[Bundle], progress: Progress) -> Train
     metrics = {f"{key}_mean": mean for key, (mean, _) in spread.items()}
     metrics |= {f"{key}_std": std for key, (_, std) in spread.items()}
     facts = {"config_hash": study.config_hash, "seed": job.seed, "folds": job.folds, "labels": summary["labels"]}
+    first = bundles[0]
+    choices = choose_pooled(joined.to_pandas(), job, first.classes, first.multi_label)
+    for option, found in choices.facts.items():
+        progress(f"{study.name}: {_told_choice(option, found)}")
     ensemble = save_ensemble(
-        storage.join(job.output, "bundles", study.name), study.name, "soft", bundles, facts=facts, metrics=metrics
+        storage.join(job.output, "bundles", study.name),
+        study.name,
+        "soft",
+        bundles,
+        facts={**facts, **choices.facts},
+        metrics=metrics,
+        class_offsets=choices.class_offsets,
+        mask_threshold=choices.mask_threshold,
     )
     commit_pooled(job, ensemble, study.config_hash, storage.join(folder, OUT_OF_FOLD), progress)
     return TrainResult(ensemble, [], {**summary, "already_done": False})
+
+
+def _told_choice(option: str, facts: Mapping[str, Any]) -> str:
+    """`class_offsets` or `mask_threshold` of the ensemble, in words."""
+    if "reason" in facts:
+        return f"{option} left alone: {facts['reason']}"
+    best = facts["best"]
+    value = ", ".join(f"{name} {offset:g}" for name, offset in best.items()) if isinstance(best, dict) else f"{best:g}"
+    gain, low, high = facts["gain"]
+    metric = "accuracy" if option == "class_offsets" else "Dice"
+    return f"{option} {value}: {metric} {gain:+.4f} [{low:+.4f}, {high:+.4f}] on patients that it was not chosen on"
 
 
 def _patient_keys(study: _Study, progress: Progress) -> Pseudonymiser | None:

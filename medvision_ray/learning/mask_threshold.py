@@ -92,22 +92,26 @@ def choose(scores: Floats, patients: NDArray[np.str_]) -> ChosenThreshold:
 
 
 def score_candidates(bundle: Bundle, examples: Examples, rows: Integers) -> Floats:
-    """Dice of each image at each candidate on the model's grid, `(n, T)`; all have a mask, which may be empty.
-
-    Where the true mask is empty it is 1 if nothing is drawn and else 0, so that lesions drawn in healthy images cost as much.
-    """
+    """`scores_by_threshold` of images that all have a mask, which may be empty, `(n, T)`."""
     predictor = Predictor(bundle)
     found = [np.zeros((0, len(CANDIDATES)))]
     for part in plain_batches(rows, batch_size=_BATCH):
         batch = examples.batch(part)
         masks = predictor.predict(batch.images.cpu().numpy()).masks
         assert masks is not None  # the bundle has a decoder
-        found.append(_scores(masks, batch.masks.cpu().numpy() > 0))
+        found.append(scores_by_threshold(masks, batch.masks.cpu().numpy() > 0))
     return np.concatenate(found)
 
 
-def _scores(masks: NDArray[np.float32], truth: NDArray[np.bool_]) -> Floats:
-    """`(N, T)` from probabilities and truth, both `(N, H, W)`."""
+def scores_by_threshold(masks: NDArray[np.float32], truth: NDArray[np.bool_]) -> Floats:
+    """Dice of each image at each of `CANDIDATES`, shape `(N, T)`.
+
+    Where the true mask is empty it is 1 if nothing is drawn and else 0, so that lesions drawn in healthy images cost as much.
+
+    Args:
+        masks: lesion probabilities on the model's grid, shape `(N, H, W)`.
+        truth: of the same shape.
+    """
     images = len(masks)
     # How many candidates a pixel's probability reaches; the pixels that reach the k-th are those with at least k + 1.
     reached = np.searchsorted(CANDIDATES.astype(np.float32), masks.reshape(images, -1), side="right")

@@ -20,6 +20,7 @@ from medvision_ray.errors import MedVisionError
 from medvision_ray.evaluation.segmentation import dice_per_image
 from medvision_ray.learning.feed import Examples, Integers, Truth, plain_batches
 from medvision_ray.learning.labels import LabelTable
+from medvision_ray.learning.mask_threshold import scores_by_threshold
 from medvision_ray.privacy import Pseudonymiser
 from medvision_ray.scoring.predictor import Predictor
 from medvision_ray.scoring.rows import decide
@@ -27,6 +28,9 @@ from medvision_ray.scoring.rows import decide
 GROUPS = ("modality", "manufacturer", "patient_sex", "patient_age_band")
 """What is known of an image and may be told: columns of `predictions`."""
 PIXELS = ("overlap_pixels", "mask_pixels", "true_mask_pixels")
+
+BY_THRESHOLD = "dice_by_threshold"
+"""What Dice would be with another mask threshold, one of `mask_threshold.CANDIDATES` after the other."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +75,7 @@ def schema(table: LabelTable) -> pa.Schema:
             ("mask_fraction", pa.float64()),
             ("dice", pa.float64()),  # null where both masks are empty, or no true one is known
             *[(name, pa.int64()) for name in PIXELS],  # on the model's grid; null without a true mask
+            (BY_THRESHOLD, pa.list_(pa.float32())),  # `scores_by_threshold`; null without a true mask
         ]
     )
 
@@ -122,8 +127,10 @@ def predict_fold(predictor: Predictor, examples: Examples, fold: FoldRows, batch
             if predicted.probabilities is not None:
                 entry.update(_classified(bundle, predicted.probabilities[place]))
             if predicted.masks is not None:
-                mask = predicted.masks[place] >= bundle.mask_threshold
-                entry.update(_segmented(mask, masks[place] if has_mask[place] else None))
+                true = masks[place] if has_mask[place] else None
+                entry.update(_segmented(predicted.masks[place] >= bundle.mask_threshold, true))
+                if true is not None:
+                    entry[BY_THRESHOLD] = scores_by_threshold(predicted.masks[place][None], true[None])[0].tolist()
     return pa.Table.from_pylist(list(entry_of.values()), schema=fold.schema)
 
 

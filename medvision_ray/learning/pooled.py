@@ -1,11 +1,12 @@
-"""Pooled out-of-fold metrics of a cross-validation: every train and val image once, by a model that has not seen its patient."""
+"""What is made of out-of-fold predictions: every train and val image once, by a model that has not seen its patient."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,10 @@ from medvision_ray.evaluation.measure import MetricRow, measurable, measure
 from medvision_ray.evaluation.metric_rows import commit_metrics
 from medvision_ray.evaluation.samples import EvaluationSamples
 from medvision_ray.evaluation.subgroups import measure_subgroups, subgroup_values
-from medvision_ray.learning.out_of_fold import PIXELS
+from medvision_ray.learning.calibrate import ValidationScores, one_against_rest
+from medvision_ray.learning.class_offsets import choose_class_offsets
+from medvision_ray.learning.mask_threshold import choose
+from medvision_ray.learning.out_of_fold import BY_THRESHOLD, PIXELS
 from medvision_ray.learning.validation import THRESHOLD
 
 SPLIT = "out_of_fold"
@@ -84,6 +88,47 @@ def pooled_metrics(
     on_grid = scored.assign(height=size[0], width=size[1])
     groups = subgroup_values(on_grid, samples, SUBGROUPS, ())
     return found + list(measure_subgroups(samples, groups, min_patients=_MIN_PATIENTS, resamples=_RESAMPLES, seed=seed))
+
+
+@dataclass(frozen=True)
+class PooledChoices:
+    """How the ensemble of the folds decides, chosen on all out-of-fold predictions as a training chooses on its val split.
+
+    Attributes:
+        class_offsets: one a class, or none.
+        mask_threshold: None leaves the members'.
+        facts: for the bundle's `trained`.
+    """
+
+    class_offsets: tuple[float, ...]
+    mask_threshold: float | None
+    facts: dict[str, Any]
+
+
+def choose_pooled(rows: pd.DataFrame, job: TrainJob, classes: tuple[str, ...], multi_label: bool) -> PooledChoices:
+    """Choose class offsets and the mask threshold where the job leaves them open.
+
+    Args:
+        rows: of the table of out-of-fold predictions, failures too.
+        classes: of the models; empty where they only draw masks.
+    """
+    scored = rows[rows["error_code"].isna()].reset_index(drop=True)
+    facts: dict[str, Any] = {}
+    offsets: tuple[float, ...] = ()
+    threshold: float | None = None
+    points = job.operating_points
+    if classes and not multi_label and len(scored) and points.class_offsets == "auto":
+        samples = pooled_samples(scored, classes, multi_label)
+        assert samples.labels is not None  # single-label
+        truth = one_against_rest(samples.labels, len(classes))
+        scores = ValidationScores(classes, False, np.asarray(samples.probabilities), truth, samples.patients)
+        named = choose_class_offsets(scores, min_class_patients=points.min_class_patients)
+        offsets, facts["class_offsets"] = named.offsets, named.facts
+    drawn = scored[scored[BY_THRESHOLD].notna()]
+    if job.mask_threshold == "auto" and len(drawn):
+        chosen = choose(np.stack(drawn[BY_THRESHOLD].to_list()), drawn["patient_number"].astype(str).to_numpy(np.str_))
+        threshold, facts["mask_threshold"] = chosen.value, chosen.facts
+    return PooledChoices(offsets, threshold, facts)
 
 
 def commit_pooled(job: TrainJob, ensemble: Bundle, config_hash: str, place: str, say: Callable[[str], None]) -> None:

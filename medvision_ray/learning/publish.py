@@ -18,7 +18,7 @@ from medvision_ray import storage
 from medvision_ray.bundle import Bundle, load_bundle, save_bundle
 from medvision_ray.errors import MedVisionError
 from medvision_ray.fingerprint import Fingerprint
-from medvision_ray.learning.calibrate import ValidationScores
+from medvision_ray.learning.calibrate import ValidationScores, one_against_rest
 from medvision_ray.learning.decisions import Decisions, fit_decisions
 from medvision_ray.learning.feed import Examples
 from medvision_ray.learning.history import read_history
@@ -96,6 +96,7 @@ def publish_bundle(
             classes=plan.classes,
             multi_label=bool(plan.classes) and plan.truth.targets is not None,
             thresholds=fitted.thresholds,
+            class_offsets=fitted.class_offsets,
             mask_threshold=mask_threshold,
             trained={**trained, **fitted.facts},
             metrics={**metrics, **fitted.metrics},
@@ -137,21 +138,18 @@ def _mask_threshold(
     wanted = plan.job.mask_threshold
     if wanted == "auto":
         return choose_mask_threshold(written, examples, plan.val, patients)
-    return ChosenThreshold(wanted, {"reason": "asked for (`mask_threshold`)"})
+    return ChosenThreshold(wanted, {"reason": "set before the training (`mask_threshold`)"})
 
 
 def _validation_scores(
     plan: TrainPlan, probabilities: NDArray[np.float32], patients: Sequence[str]
 ) -> ValidationScores:
-    truth, rows = plan.truth, plan.val
-    if truth.targets is not None:
-        known = truth.targets[rows].astype(np.float64)
-    else:
-        labels = truth.labels[rows][:, None]
-        known = np.where(labels >= 0, labels == np.arange(len(plan.classes)), np.nan)
+    truth, targets, rows = plan.truth, plan.truth.targets, plan.val
+    one = one_against_rest(truth.labels[rows], len(plan.classes))
+    known = one if targets is None else targets[rows].astype(np.float64)
     return ValidationScores(
         classes=plan.classes,
-        multi_label=bool(plan.classes) and truth.targets is not None,
+        multi_label=bool(plan.classes) and targets is not None,
         probabilities=probabilities,
         truth=known[:, : len(plan.classes)],
         patients=np.array([patients[row] for row in rows], dtype=np.str_),

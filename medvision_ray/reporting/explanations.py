@@ -20,6 +20,7 @@ from medvision_ray.imaging.decode import decode
 from medvision_ray.imaging.errors import DecodeError
 from medvision_ray.imaging.preprocess import prepare
 from medvision_ray.logs import Reporter
+from medvision_ray.operating_points import named_class
 from medvision_ray.privacy import address_pseudonymiser
 from medvision_ray.reporting.overlays import Example, draw, draw_heat
 from medvision_ray.scoring.objects import Effort, Failure, ObjectReader, PreparedObject
@@ -112,7 +113,7 @@ def _score(job: ExplainJob, bundle: Bundle, predictor: Predictor, ready: Prepare
     frame = _frame(job, results, index)
     probabilities = results[frame].probabilities
     if index is None and probabilities is not None:
-        index = int(probabilities.argmax())
+        index = int(named_class(probabilities, bundle.class_offsets))  # of findings the likeliest
     return _Scored(ready, data, frame, results[frame], index)
 
 

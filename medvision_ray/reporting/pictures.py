@@ -15,6 +15,7 @@ from medvision_ray.errors import StorageError
 from medvision_ray.imaging.decode import decode
 from medvision_ray.imaging.errors import DecodeError
 from medvision_ray.imaging.preprocess import ModelInput, prepare
+from medvision_ray.operating_points import named_class
 from medvision_ray.privacy import HASHED
 from medvision_ray.reporting.overlays import Example
 from medvision_ray.reporting.summary import number
@@ -119,7 +120,7 @@ def _true_mask(ready: ModelInput, uri: str) -> NDArray[np.bool_]:
 
 def _heat(bundle: Bundle, ready: ModelInput, predictor: Predictor) -> NDArray[np.float32]:
     probabilities = predictor.predict(ready.pixels[:1]).probabilities
-    classes = None if probabilities is None else probabilities.argmax(axis=1)
+    classes = None if probabilities is None else named_class(probabilities, bundle.class_offsets)
     heat: NDArray[np.float32] = predictor.explain(ready.pixels[:1], classes)[0]
     return heat
 

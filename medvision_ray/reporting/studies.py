@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from medvision_ray import storage, tables
 from medvision_ray.archive.ids import ONLINE
 from medvision_ray.bundle import Bundle
+from medvision_ray.operating_points import named_class
 from medvision_ray.scoring.rows import decide
 
 _COLUMNS = ["study_key", "patient_key", "uri", "image_id", "modality", "frames", "mask_fraction", "scored_at"]
@@ -94,7 +95,7 @@ def _row(bundle: Bundle, key: Any, study: pd.DataFrame, columns: list[str]) -> d
     merged, weights = None, study["mask_fraction"].fillna(0.0).to_numpy()
     if columns:
         merged = each.max(axis=0) if bundle.multi_label else each.mean(axis=0, dtype=np.float64).astype(np.float32)
-        weights = each[:, int(merged.argmax())]
+        weights = each[:, int(named_class(merged, bundle.class_offsets))]
     label, probability = decide(bundle, merged)
     patients = study["patient_key"].dropna().unique()
     return {

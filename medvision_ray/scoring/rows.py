@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from medvision_ray import storage, tables
 from medvision_ray.bundle import Bundle
 from medvision_ray.imaging.intensity import input_statistics
+from medvision_ray.operating_points import named_class
 from medvision_ray.scoring.masks import EMPTY, EncodedMask, encode_mask
 
 if TYPE_CHECKING:
@@ -74,11 +75,11 @@ def frame_result(
 
 
 def decide(bundle: Bundle, probabilities: NDArray[np.float32] | None) -> tuple[str | None, float | None]:
-    """Label and its probability: the likeliest class, or every finding over its threshold joined by `|`."""
+    """Label and its probability: the likeliest class (with the bundle's offsets), or each finding over its threshold joined by `|`."""
     if probabilities is None:
         return None, None
     if not bundle.multi_label:
-        best = int(probabilities.argmax())
+        best = int(named_class(probabilities, bundle.class_offsets))
         return bundle.classes[best], float(probabilities[best])
     thresholds = np.asarray(bundle.thresholds, probabilities.dtype)
     present = [name for name, on in zip(bundle.classes, probabilities >= thresholds, strict=True) if on]

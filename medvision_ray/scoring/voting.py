@@ -25,15 +25,20 @@ class VotingNetwork(nn.Module):
     Args:
         members: networks that give a `HybridOutput`; some may lack a head.
         thresholds: multi-label: those of each member with a classification head, `(members with it, K)`; else None.
+        offsets: single-label: the `class_offsets` of each, `(members with a head, K)`; None where no member has any.
     """
 
     thresholds: Tensor | None
+    offsets: Tensor | None
 
-    def __init__(self, members: Sequence[nn.Module], vote: Vote, thresholds: Tensor | None) -> None:
+    def __init__(
+        self, members: Sequence[nn.Module], vote: Vote, thresholds: Tensor | None, offsets: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
         self.vote = vote
         self.register_buffer("thresholds", thresholds, persistent=False)
+        self.register_buffer("offsets", offsets, persistent=False)
 
     def forward(self, x: Tensor) -> HybridOutput:
         """Score a batch of pixels `(N, C, H, W)`, as `HybridCNN` takes them."""
@@ -59,7 +64,8 @@ class VotingNetwork(nn.Module):
             if self.thresholds is not None:
                 votes = each >= self.thresholds[:, None, :]
             else:
-                votes = nn.functional.one_hot(each.argmax(dim=2), each.shape[2])
+                named = each if self.offsets is None else logits.log_softmax(dim=2) + self.offsets[:, None, :]
+                votes = nn.functional.one_hot(named.argmax(dim=2), each.shape[2])
             combined = (1 - TIE_WEIGHT) * votes.float().mean(dim=0) + TIE_WEIGHT * combined
         tiny = torch.finfo(combined.dtype).tiny
         return torch.logit(combined, eps=_MASK_EPS) if multi_label else combined.clamp_min(tiny).log()
@@ -74,8 +80,12 @@ def inference_model(bundle: Bundle, probe: Tensor) -> InferenceModel:
     if bundle.vote is None:
         return fold_batch_norms(bundle.build_model().eval(), probe)
     ready = [fold_batch_norms(member.build_model().eval(), probe) for member in bundle.members]
-    thresholds = None
+    thresholds = offsets = None
+    labelled = [member for member in bundle.members if member.classes]
     if bundle.multi_label:
-        thresholds = torch.tensor([member.thresholds for member in bundle.members if member.classes])
-    network = VotingNetwork([item.network for item in ready], bundle.vote, thresholds).eval()
+        thresholds = torch.tensor([member.thresholds for member in labelled])
+    elif any(member.class_offsets for member in labelled):
+        none = (0.0,) * len(bundle.classes)
+        offsets = torch.tensor([member.class_offsets or none for member in labelled])
+    network = VotingNetwork([item.network for item in ready], bundle.vote, thresholds, offsets).eval()
     return InferenceModel(network, max(item.activation_bytes for item in ready))

@@ -8,9 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from medvision_ray.config import PrivacyConfig
 from medvision_ray.config.serving import ServeJob
 from medvision_ray.imaging.errors import DecodeError
+from medvision_ray.operating_points import named_class
 from medvision_ray.privacy import load_pseudonymiser
 from medvision_ray.scoring.objects import Effort, Failure, PreparedObject
 from medvision_ray.scoring.preparing import Outcome
@@ -150,15 +153,15 @@ class LocalEngine:
         return found
 
     async def _explanation(self, served: Served, ready: PreparedObject, row: dict[str, Any]) -> Explanation | None:
-        """Grad-CAM of the likeliest class in the key frame; None for a model without classes."""
+        """Grad-CAM of the class that the answer names, of findings the likeliest, in the key frame; None without classes."""
         classes = served.bundle.classes
         if not classes:
             return None
-        values = [row[name] for name in probability_columns(classes)]
-        likeliest = values.index(max(values))
+        values = np.array([row[name] for name in probability_columns(classes)], np.float32)
+        named = int(named_class(values, served.bundle.class_offsets))
 
         def explain() -> str:
-            return png_base64(self.models_served.explain(served, ready, row["key_frame"], likeliest))
+            return png_base64(self.models_served.explain(served, ready, row["key_frame"], named))
 
         png = await asyncio.get_running_loop().run_in_executor(self._predicting, explain)
-        return Explanation(kind="gradcam", class_name=classes[likeliest], png=png)
+        return Explanation(kind="gradcam", class_name=classes[named], png=png)

@@ -186,6 +186,26 @@ def test_the_new_bundle_is_another_model_of_the_same_members_and_the_old_one_sta
 
 
 @pytest.mark.usefixtures("scored")
+def test_a_network_that_favours_a_class_here_gets_offsets_and_those_that_serve_stay(
+    members: dict[bool, list[Bundle]], tmp_path: Path
+) -> None:
+    site = Site(tmp_path, multi_label=False)
+    favoured = np.log(site.probabilities.astype(np.float64)) + np.array([6.0, 0.0, 0.0])
+    site.probabilities = softmax(favoured, axis=1).astype(np.float32)
+    ensemble = save_ensemble(str(tmp_path / "e"), "both", "soft", members[False])
+    site.commit(ensemble)
+    new = recalibrate(site.job(ensemble), quiet).bundle
+    assert new.class_offsets[0] < min(new.class_offsets[1:]) - 1.5
+    assert new.trained["class_offsets"]["gain"][1] > 0
+    site.commit(new)
+    again = recalibrate(site.job(new, name="again"), quiet)
+    assert load_bundle(again.bundle.uri).class_offsets == new.class_offsets
+    assert "not shown" in again.facts["class_offsets"]["reason"]
+    plain = recalibrate(site.job(new, name="plain", operating_points={"class_offsets": "none"}), quiet)
+    assert plain.bundle.class_offsets == ()
+
+
+@pytest.mark.usefixtures("scored")
 def test_an_ensemble_gets_a_fingerprint_of_the_val_rows_that_tells_a_shift(
     members: dict[bool, list[Bundle]], tmp_path: Path
 ) -> None:

@@ -67,6 +67,11 @@ def test_folds_side_by_side_leave_an_ensemble_and_every_image_once(
     assert set(ensemble.train_digest) == {image_digest(table.uris[row]) for row in seen}
     members = [load_bundle(f"{job.output}/bundles/cv-fold-{number}") for number in range(1, FOLDS + 1)]
     assert [one.content_hash for one in ensemble.members] == [one.content_hash for one in members]
+    assert [(one.class_offsets, one.mask_threshold) for one in members] == [((), 0.5)] * FOLDS  # left to the whole
+    assert {"class_offsets", "mask_threshold"} <= set(ensemble.trained)
+    assert (
+        sum("out of fold" not in line and ("class_offsets" in line or "mask_threshold" in line) for line in lines) == 2
+    )
     for row in rows:  # no model speaks of an image that it was trained on
         member = members[row["fold"] - 1]
         assert row["model_id"] == member.model_id

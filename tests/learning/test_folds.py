@@ -22,7 +22,9 @@ from medvision_ray.learning.feed import Examples, Truth
 from medvision_ray.learning.folds import assign_folds, cross_validate, fold_table, folds_at_once, summarise
 from medvision_ray.learning.ingest import SCHEMA
 from medvision_ray.learning.labels import LabelTable, load_labels
+from medvision_ray.learning.mask_threshold import CANDIDATES
 from medvision_ray.learning.out_of_fold import (
+    BY_THRESHOLD,
     GROUPS,
     PIXELS,
     fold_rows,
@@ -200,7 +202,7 @@ def test_out_of_fold_rows_are_what_the_predictor_says_and_failures_keep_their_co
         found = expected.masks[row] >= 0.5
         assert rows[row]["mask_fraction"] == pytest.approx(found.mean(), abs=2e-3)
         if row not in masks:
-            assert (rows[row]["true_mask_fraction"], rows[row]["dice"]) == (None, None)
+            assert (rows[row]["true_mask_fraction"], rows[row]["dice"], rows[row][BY_THRESHOLD]) == (None, None, None)
             continue
         true = masks[row] > 0
         areas = np.array([[(found & true).sum()], [found.sum()], [true.sum()]], dtype=float)
@@ -208,6 +210,8 @@ def test_out_of_fold_rows_are_what_the_predictor_says_and_failures_keep_their_co
         counted = [rows[row][name] for name in PIXELS]
         assert counted[2] == true.sum()
         np.testing.assert_allclose(counted, areas[:, 0], atol=8)  # batches of another size round otherwise
+        by_threshold = dict(zip(CANDIDATES.tolist(), rows[row][BY_THRESHOLD], strict=True))
+        assert by_threshold[0.5] == pytest.approx(rows[row]["dice"], abs=1e-6)
         assert rows[row]["dice"] == pytest.approx(2 * counted[0] / (counted[1] + counted[2]))
 
 

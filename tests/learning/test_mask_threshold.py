@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from medvision_ray.config import TrainJob
 from medvision_ray.evaluation.segmentation import dice_per_image
-from medvision_ray.learning.mask_threshold import CANDIDATES, _scores, choose
+from medvision_ray.learning.mask_threshold import CANDIDATES, choose, scores_by_threshold
 
 
 def patients(count: int, images: int = 2) -> np.ndarray:
@@ -28,7 +28,7 @@ def test_scores_are_the_dice_of_each_thresholded_mask() -> None:
     masks = generator.random((6, 9, 7), dtype=np.float32)
     masks[0, 0, :3] = (0.1, 0.5, 0.9)  # on a candidate: reached
     truth = generator.random(masks.shape) < 0.3
-    found = _scores(masks, truth)
+    found = scores_by_threshold(masks, truth)
     for place, threshold in enumerate(CANDIDATES.astype(np.float32)):
         drawn = masks >= threshold
         expected = dice_per_image(
@@ -41,10 +41,10 @@ def test_a_lesion_in_a_healthy_image_costs_as_much_as_a_missed_one() -> None:
     masks = np.full((2, 4, 4), 0.05, dtype=np.float32)
     masks[1, 0, 0] = 0.4
     healthy = np.zeros((2, 4, 4), dtype=bool)
-    found = _scores(masks, healthy)
+    found = scores_by_threshold(masks, healthy)
     assert (found[0] == 1).all()
     np.testing.assert_array_equal(found[1], CANDIDATES > 0.4 + 1e-6)
-    assert (_scores(masks, ~healthy)[0] == 0).all()
+    assert (scores_by_threshold(masks, ~healthy)[0] == 0).all()
 
 
 def test_a_threshold_that_is_better_on_other_patients_is_taken() -> None:

@@ -11,14 +11,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from scipy.special import softmax
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, roc_auc_score
 
 from medvision_ray import tables
 from medvision_ray.bundle import Bundle
 from medvision_ray.config import TrainJob, build_job
 from medvision_ray.learning.labels import LabelTable
-from medvision_ray.learning.out_of_fold import schema
-from medvision_ray.learning.pooled import SPLIT, commit_pooled, pooled_metrics
+from medvision_ray.learning.mask_threshold import CANDIDATES
+from medvision_ray.learning.out_of_fold import BY_THRESHOLD, schema
+from medvision_ray.learning.pooled import SPLIT, choose_pooled, commit_pooled, pooled_metrics
 
 CLASSES = ("cavity", "consolidation", "nodule")
 SIZE = (64, 64)
@@ -113,6 +115,52 @@ def test_where_everything_failed_failures_alone_are_told() -> None:
     failed = [{**row, "error_code": "corrupt"} for row in rows()]
     metrics = pooled_metrics(table_of(failed).to_pandas(), CLASSES, False, size=SIZE, seed=0)
     assert [(row.metric, row.value) for row in metrics] == [("failed_images", float(N))]
+
+
+def skewed_rows(patients: int, skew: Any) -> pa.Table:
+    """Predictions that favour classes by `skew`, and masks that were drawn too small: Dice is best at 0.3."""
+    rng = np.random.default_rng(4)
+    found = []
+    for number in range(2 * patients):
+        fair = rng.normal(0, 1.5, 3)
+        stated = softmax(fair + skew)
+        found.append(
+            {
+                "row": number + 1,
+                "patient_number": number // 2,
+                "true_label": CLASSES[rng.choice(3, p=softmax(fair))],
+                **{f"p_{name}": float(value) for name, value in zip(CLASSES, stated, strict=True)},
+                "mask_fraction": 0.1,
+                BY_THRESHOLD: (0.8 - np.abs(CANDIDATES - 0.3) / 5 + rng.normal(0, 0.01, len(CANDIDATES))).tolist(),
+            }
+        )
+    failed = {"row": 0, "patient_number": 0, "true_label": "nodule", "error_code": "corrupt"}
+    return table_of([failed, *found])
+
+
+def pooled_job(**settings: Any) -> TrainJob:
+    return build_job(TrainJob, {"output": "o", "labels": {"table": "t.csv"}, **settings}, "the test")
+
+
+def test_the_ensemble_decides_as_was_best_out_of_fold() -> None:
+    frame = skewed_rows(120, (0.0, 0.8, -1.5)).to_pandas()
+    found = choose_pooled(frame, pooled_job(), CLASSES, False)
+    np.testing.assert_allclose(np.array(found.class_offsets) - found.class_offsets[0], (0.0, -0.8, 1.5), atol=0.4)
+    assert found.mask_threshold == 0.3
+    for option in ("class_offsets", "mask_threshold"):
+        assert found.facts[option]["patients"] == 120
+        assert 0 < found.facts[option]["gain"][1] < found.facts[option]["gain"][0]
+
+
+def test_what_is_not_shown_or_was_given_is_left_alone() -> None:
+    fair = choose_pooled(skewed_rows(120, 0.0).to_pandas(), pooled_job(), CLASSES, False)
+    assert fair.class_offsets == ()
+    assert "not shown" in fair.facts["class_offsets"]["reason"]
+    given = pooled_job(mask_threshold=0.4, operating_points={"class_offsets": "none"})
+    found = choose_pooled(skewed_rows(120, (0.0, 0.8, -1.5)).to_pandas(), given, CLASSES, False)
+    assert (found.class_offsets, found.mask_threshold, found.facts) == ((), None, {})
+    findings = choose_pooled(table_of(rows(findings=True), findings=True).to_pandas(), pooled_job(), CLASSES, True)
+    assert (findings.class_offsets, findings.mask_threshold) == ((), None)
 
 
 def test_they_are_committed_once_under_the_ensemble_and_rows_of_earlier_versions_are_not(

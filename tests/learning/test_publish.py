@@ -41,4 +41,4 @@ def test_a_threshold_that_was_asked_for_is_taken_and_auto_chooses(monkeypatch: p
 
     assert chosen("auto") is found
     assert chosen(0.35).value == 0.35
-    assert "asked" in chosen(0.35).facts["reason"]
+    assert "before the training" in chosen(0.35).facts["reason"]

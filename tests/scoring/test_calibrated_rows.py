@@ -80,6 +80,23 @@ def test_a_temperature_is_applied_to_rows_and_frames_and_decides_nothing(
     np.testing.assert_allclose(np.array([frame["calibrated"] for frame in frames]), expected, rtol=1e-6)
 
 
+def test_offsets_name_another_class_in_rows_and_frames_and_leave_probabilities_alone(
+    score: Score, raw: list[dict[str, object]], bundle: Bundle, tmp_path: Path
+) -> None:
+    offsets = (-3.0, -3.0, 0.0)
+    rows = score(copy(bundle, tmp_path / "b", class_offsets=offsets))
+    stated = values(rows, bundle, "p_")
+    np.testing.assert_array_equal(stated, values(raw, bundle, "p_"))
+    named = [bundle.classes.index(str(row["predicted_label"])) for row in rows]
+    assert named == (np.log(stated) + offsets).argmax(axis=1).tolist()
+    assert named != stated.argmax(axis=1).tolist()
+    assert [row["predicted_probability"] for row in rows] == stated[np.arange(len(rows)), named].tolist()
+    frames = [frame for row in rows for frame in row["frame_results"]]  # type: ignore[attr-defined]
+    each = np.array([frame["probabilities"] for frame in frames], np.float32)
+    expected = (np.log(each) + offsets).argmax(axis=1)
+    assert [frame["predicted_label"] for frame in frames] == [bundle.classes[k] for k in expected]
+
+
 def test_a_finding_without_a_sigmoid_is_null_and_the_others_are_not(
     score: Score, bundle: Bundle, tmp_path: Path
 ) -> None:

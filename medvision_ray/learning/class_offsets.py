@@ -1,0 +1,110 @@
+"""Single-label: what is added to each class's ln p before the largest one is named, chosen on the validation split.
+
+A network that favours a class on patients it has not seen does so at validation too, and one number a class takes it back
+(the bias of bias-corrected temperature scaling, Alexandari et al. 2020). Probabilities stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import logsumexp, softmax
+
+from medvision_ray.calibration import log_probabilities
+from medvision_ray.evaluation.intervals import bootstrap_intervals, divide
+from medvision_ray.learning.calibrate import ValidationScores, patient_folds
+from medvision_ray.operating_points import named_class
+
+Floats = NDArray[np.float64]
+
+_FOLDS = 5
+_RESAMPLES = 1000
+_LARGEST = 3.0
+"""Bound of the difference of two offsets from the first class's: odds times 20. Beyond, a class would hardly be named."""
+
+
+@dataclass(frozen=True)
+class ChosenOffsets:
+    """The outcome.
+
+    Attributes:
+        offsets: one a class, the largest 0; empty where the likeliest class is named.
+        facts: for the bundle's `trained`: `images`, `patients`, `best` by class, and `gain` in accuracy with its 95 %
+            interval; `reason` where nothing changes.
+    """
+
+    offsets: tuple[float, ...]
+    facts: dict[str, Any]
+
+
+def choose_class_offsets(
+    scores: ValidationScores, *, min_class_patients: int, before: Sequence[float] = ()
+) -> ChosenOffsets:
+    """Those with the least negative log-likelihood, if they name classes better on patients they were not fitted to.
+
+    Args:
+        scores: of the validation split, single-label.
+        min_class_patients: with fewer patients with a class there is no choice.
+        before: offsets that the model has already: what is compared with, and kept where nothing is shown to be better.
+    """
+    used = scores.take(np.flatnonzero(~np.isnan(scores.truth).any(axis=1)))
+    kept = tuple(before)
+    facts: dict[str, Any] = {"images": len(used.truth), "patients": len(set(used.patients.tolist()))}
+    for k, name in enumerate(scores.classes):
+        count = used.patients_with(k, 1.0)
+        if count < min_class_patients:
+            reason = (
+                f"{count} validation patients with {name}, and `operating_points.min_class_patients` is "
+                f"{min_class_patients}"
+            )
+            return ChosenOffsets(kept, {**facts, "reason": reason})
+    if facts["patients"] < _FOLDS:
+        return ChosenOffsets(kept, {**facts, "reason": f"fewer than {_FOLDS} validation patients"})
+    labels = used.truth.argmax(axis=1)
+    right_before = named_class(used.probabilities, kept) == labels
+    gains = np.zeros(len(labels))
+    for fold in patient_folds(used.patients, _FOLDS):
+        offsets = fit_offsets(used.probabilities[~fold], labels[~fold])
+        right = named_class(used.probabilities[fold], offsets) == labels[fold]
+        gains[fold] = right.astype(float) - right_before[fold]
+
+    def statistic(weights: Floats) -> dict[tuple[str, str], Floats]:
+        return {("all", "gain"): divide(weights @ gains, weights.sum(axis=1))}
+
+    interval = bootstrap_intervals(statistic, used.patients, resamples=_RESAMPLES, seed=0).get(("all", "gain"))
+    best = fit_offsets(used.probabilities, labels)
+    facts["best"] = dict(zip(scores.classes, best, strict=True))
+    facts["gain"] = [_rounded(value) for value in (gains.mean(), *(interval or ()))]
+    if interval is None or interval[0] <= 0:
+        return ChosenOffsets(kept, {**facts, "reason": "not shown to be better on patients that it was not fitted to"})
+    return ChosenOffsets(best, facts)
+
+
+def fit_offsets(probabilities: NDArray[np.floating[Any]], labels: NDArray[np.integer]) -> tuple[float, ...]:
+    """Offsets b with the least mean -ln softmax(ln p + b)[label]; the largest is 0.
+
+    Args:
+        probabilities: raw, shape `(n, K)`.
+        labels: index of the true class, shape `(n,)`.
+    """
+    logs = log_probabilities(probabilities)
+    images, classes = logs.shape
+    share = np.bincount(labels, minlength=classes) / images
+
+    def loss(free: Floats) -> tuple[float, Floats]:
+        shifted = logs + np.concatenate([[0.0], free])
+        likelihood = shifted[np.arange(images), labels] - logsumexp(shifted, axis=1)
+        return -float(likelihood.mean()), softmax(shifted, axis=1).mean(axis=0)[1:] - share[1:]
+
+    bounds = [(-_LARGEST, _LARGEST)] * (classes - 1)
+    found = np.concatenate([[0.0], minimize(loss, np.zeros(classes - 1), jac=True, bounds=bounds, method="L-BFGS-B").x])
+    return tuple(_rounded(value) for value in found - found.max())
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")

@@ -2,8 +2,9 @@
 
 What a data set without patients to spare for a val split gains by it: every train and val patient teaches all models of a recipe but
 one, and is predicted by that one. So recipes are compared over all of these patients, where the test split has few. Each fold chose
-its model's epoch and mask threshold, for all recipes alike: out-of-fold levels flatter a little, differences tell. The test figures are of
-patients that no model has seen, and each ensemble is scored on them once. Killed at any moment, the same command goes on.
+its model's epoch, for all recipes alike: out-of-fold levels flatter a little, differences tell. The test figures are of patients that no
+model has seen, and each ensemble is scored on them once, with the class offsets and the mask threshold that it chose out of fold;
+`test_likeliest` are those of the likeliest class in the same rows. Killed at any moment, the same command goes on.
 
     python benchmarks/training_ensemble.py --output FOLDER [--recipes brain_hybrid_cpu ...] [--folds 5] [--seed 0] [--no-test] [--quick]
 """
@@ -16,6 +17,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from facts import RESULTS, machine, print_table
 from training import (
@@ -31,7 +33,7 @@ from training import (
     write_json,
 )
 from training import settings_of as single_settings
-from training_pairs import PAIRED_RESAMPLES, compare
+from training_pairs import PAIRED_RESAMPLES, compare, figures, model_rows
 
 
 def main() -> None:
@@ -102,17 +104,19 @@ def run(plan: Campaign, recipe: str, folds: int, before: dict[str, Any]) -> tupl
     settings = settings_of(plan, recipe, folds)
     trained = cross_validate(build_job(TrainJob, settings, "the benchmark"), say)
     model = trained.bundle.model_id
-    test = before.get("test", []) if before.get("model_id") == model else []
-    if plan.test and not test:
-        test = evaluate_split(plan, recipe, plan.seeds[0], "test")
+    test, likeliest = [], {}
+    if plan.test:
+        known = before.get("test", []) if before.get("model_id") == model else []
+        test = known or evaluate_split(plan, recipe, plan.seeds[0], "test")
+        rows = model_rows(plan.output, f"{settings['name']}-test", TABLES[data_of(recipe)][0])
+        likeliest = figures([rows], np.arange(len(rows)))
     members = []
     for row in trained.summary["folds"]:
         bundle = load_bundle(row["bundle"])
-        threshold = {"value": bundle.mask_threshold, **bundle.trained.get("mask_threshold", {})}
         kept = {key: row[key] for key in ("fold", "model_id", "images", "patients", "best_epoch", "metrics")}
         history = read_history(f"{settings['output']}/training/{bundle.name}/metrics.jsonl")
         seconds = sum(epoch["seconds"] for epoch in history)
-        members.append({**kept, "seconds": seconds, "mask_threshold": threshold})
+        members.append({**kept, "seconds": seconds})
     measured = tables.read(settings["output"], "metrics").to_pandas()
     ours = (measured["model_id"] == model) & (measured["subgroup"] == "all") & (measured["split"] == "out_of_fold")
     pooled = measured[ours][["class", "metric", "value", "ci_low", "ci_high", "n_images", "n_patients"]]
@@ -120,8 +124,11 @@ def run(plan: Campaign, recipe: str, folds: int, before: dict[str, Any]) -> tupl
         "settings": _shown(settings),
         "model_id": model,
         "folds": members,
+        "class_offsets": {"values": trained.bundle.class_offsets, **trained.bundle.trained.get("class_offsets", {})},
+        "mask_threshold": {"value": trained.bundle.mask_threshold, **trained.bundle.trained.get("mask_threshold", {})},
         "out_of_fold": json.loads(pooled.to_json(orient="records")),
         "test": test,
+        "test_likeliest": likeliest,
     }
     predictions = pd.read_parquet(trained.summary["out_of_fold"].removeprefix("file://"))
     predictions["patient"] = predictions["patient_number"].astype(str)

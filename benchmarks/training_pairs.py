@@ -32,14 +32,17 @@ PAIRED_RESAMPLES = 500
 
 def recipe_rows(output: Path, recipe: str, table: str) -> list[pd.DataFrame]:
     """The test rows of each seed, all in the same order, with each image's patient."""
+    paths = sorted((output / "predictions").glob(f"{recipe}-[0-9]*-test.parquet"))
+    return [model_rows(output, path.stem, table) for path in paths]
+
+
+def model_rows(output: Path, name: str, table: str) -> pd.DataFrame:
+    """The rows of one model, such as `brain-hybrid-0-test`."""
     labels = pd.read_csv(output / "labels" / f"{table}.csv", dtype=str)
     patients = dict(zip(labels["image"], labels["patient_id"], strict=True))
-    found = []
-    for path in sorted((output / "predictions").glob(f"{recipe}-[0-9]*-test.parquet")):
-        rows = pd.read_parquet(path).sort_values("uri", ignore_index=True)
-        rows["patient"] = [patients[uri.partition(f"/{table}/")[2]] for uri in rows["uri"]]
-        found.append(rows)
-    return found
+    rows = pd.read_parquet(output / "predictions" / f"{name}.parquet").sort_values("uri", ignore_index=True)
+    rows["patient"] = [patients[uri.partition(f"/{table}/")[2]] for uri in rows["uri"]]
+    return rows
 
 
 def figures(seeds: list[pd.DataFrame], images: NDArray[np.intp]) -> dict[str, float]:

@@ -47,6 +47,8 @@ FLOORS = (
         "learning.ingest",
         "learning.validation",
         "learning.calibrate",
+        "learning.class_offsets",
+        "learning.mask_threshold",
         "learning.operating",
         "learning.decisions",
         "learning.publish",

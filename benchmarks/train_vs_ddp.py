@@ -2,9 +2,9 @@
 
 Brain MRI with masks, a MobileNetV2 hybrid, two processes of one core each, the same images, network, loss, augmentation, optimizer and
 precision. The peer reads and decodes each image in each epoch, in a loader process a rank, as such scripts do. `limit` is the peer's
-loop with all images prepared in memory beforehand: what decoding in every epoch costs it. It is no bound for the train job, which computes the
-gradients of some depthwise convolutions in float32 (`learning/depthwise.py`). The first epoch of the train job stands beside the seconds that it spent on
-decoding before; the peer's first epoch has its decoding inside. Runs are interleaved; medians.
+loop with all images prepared in memory beforehand: what decoding in every epoch costs it. It is no bound for the train job, which
+computes the gradients of some depthwise convolutions in float32 (`learning/depthwise.py`). The first epoch of the train job stands
+beside the seconds that it spent on decoding before; the peer's first epoch has its decoding inside. Runs are interleaved; medians.
 
     python benchmarks/train_vs_ddp.py [--images 480] [--size 128] [--epochs 3] [--repeats 2]
 """

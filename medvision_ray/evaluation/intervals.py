@@ -92,6 +92,25 @@ def bootstrap_intervals(
     return {key: percentile_interval(np.concatenate(values)) for key, values in chunks.items()}
 
 
+def mean_interval(
+    values: NDArray[np.float64], patients: NDArray[np.str_], *, resamples: int, seed: int
+) -> tuple[float, float] | None:
+    """`bootstrap_intervals` of a mean over images.
+
+    Args:
+        values: one an image, shape `(n,)`.
+        patients: shape `(n,)`, whose image each is.
+        resamples: number of resamples.
+        seed: seed of the draw.
+    """
+    key = ("all", "mean")
+
+    def statistic(weights: NDArray[np.float64]) -> dict[Key, NDArray[np.float64]]:
+        return {key: divide(weights @ values, weights.sum(axis=1))}
+
+    return bootstrap_intervals(statistic, patients, resamples=resamples, seed=seed).get(key)
+
+
 def percentile_interval(values: NDArray[np.float64]) -> tuple[float, float] | None:
     """The middle 95 % of a metric's values over the resamples.
 

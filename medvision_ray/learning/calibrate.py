@@ -14,7 +14,7 @@ from scipy.special import logsumexp
 
 from medvision_ray.calibration import Calibration, PlattScaling, TemperatureScaling, log_probabilities, logits
 from medvision_ray.config import CalibrationConfig
-from medvision_ray.evaluation.intervals import bootstrap_intervals, divide
+from medvision_ray.evaluation.intervals import mean_interval
 
 Floats = NDArray[np.float64]
 
@@ -257,13 +257,7 @@ def _shown_better(
 
 def _no_gain(gains: Floats, patients: NDArray[np.str_]) -> str | None:
     """Why a mean gain, `(n,)` an image, is not shown to be above 0; None where it is."""
-    interval = None
-    if not np.isnan(gains).any():
-
-        def statistic(weights: Floats) -> dict[tuple[str, str], Floats]:
-            return {("all", "gain"): divide(weights @ gains, weights.sum(axis=1))}
-
-        interval = bootstrap_intervals(statistic, patients, resamples=_RESAMPLES, seed=0).get(("all", "gain"))
+    interval = None if np.isnan(gains).any() else mean_interval(gains, patients, resamples=_RESAMPLES, seed=0)
     if interval is not None and interval[0] > 0:
         return None
     shown = f"{gains.mean():.3g} [{interval[0]:.3g}, {interval[1]:.3g}]" if interval else "not defined"

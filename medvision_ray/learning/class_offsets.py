@@ -16,7 +16,7 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
 
 from medvision_ray.calibration import log_probabilities
-from medvision_ray.evaluation.intervals import bootstrap_intervals, divide
+from medvision_ray.evaluation.intervals import mean_interval
 from medvision_ray.learning.calibrate import ValidationScores, patient_folds
 from medvision_ray.operating_points import named_class
 
@@ -72,11 +72,7 @@ def choose_class_offsets(
         offsets = fit_offsets(used.probabilities[~fold], labels[~fold])
         right = named_class(used.probabilities[fold], offsets) == labels[fold]
         gains[fold] = right.astype(float) - right_before[fold]
-
-    def statistic(weights: Floats) -> dict[tuple[str, str], Floats]:
-        return {("all", "gain"): divide(weights @ gains, weights.sum(axis=1))}
-
-    interval = bootstrap_intervals(statistic, used.patients, resamples=_RESAMPLES, seed=0).get(("all", "gain"))
+    interval = mean_interval(gains, used.patients, resamples=_RESAMPLES, seed=0)
     best = fit_offsets(used.probabilities, labels)
     facts["best"] = dict(zip(scores.classes, best, strict=True))
     facts["gain"] = [_rounded(value) for value in (gains.mean(), *(interval or ()))]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medvision_ray.bundle import Bundle
-from medvision_ray.evaluation.intervals import bootstrap_intervals, divide
+from medvision_ray.evaluation.intervals import mean_interval
 from medvision_ray.evaluation.segmentation import dice_per_image
 from medvision_ray.learning.calibrate import patient_folds
 from medvision_ray.learning.feed import Examples, Integers, plain_batches
@@ -75,11 +75,7 @@ def choose(scores: Floats, patients: NDArray[np.str_]) -> ChosenThreshold:
     for fold in patient_folds(patients, _FOLDS):
         if fold.any():
             gains[fold] = scores[fold, _best(scores[~fold])] - scores[fold, half]
-
-    def statistic(weights: Floats) -> dict[tuple[str, str], Floats]:
-        return {("all", "gain"): divide(weights @ gains, weights.sum(axis=1))}
-
-    interval = bootstrap_intervals(statistic, patients, resamples=_RESAMPLES, seed=0).get(("all", "gain"))
+    interval = mean_interval(gains, patients, resamples=_RESAMPLES, seed=0)
     facts["best"] = float(CANDIDATES[best])
     facts["gain"] = [_rounded(value) for value in (gains.mean(), *(interval or ()))]
     if best == half:

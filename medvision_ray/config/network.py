@@ -61,6 +61,8 @@ class AugmentConfig(Section):
     """Largest shift as a fraction of each side."""
     scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (0.9, 1.1)
     """Range of zoom."""
+    aspect: NonNegative = 0.0
+    """Largest change of width over height either way, area kept: 0.25 draws the ratio log-uniformly between 1/1.25 and 1.25."""
     brightness: NonNegative = 0.1
     """Largest relative change of brightness."""
     contrast: NonNegative = 0.1
@@ -71,6 +73,8 @@ class AugmentConfig(Section):
     """Largest standard deviation of Gaussian noise, as a fraction of white."""
     elastic_pixels: NonNegative = 0.0
     """Largest displacement of a smooth elastic deformation, in pixels."""
+    erase: Fraction = 0.0
+    """Chance that a rectangle of 2 to 33 % of the image turns black (random erasing, Zhong 2020); the mask stays."""
 
 
 class LossConfig(Section):

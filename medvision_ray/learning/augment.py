@@ -26,8 +26,8 @@ _LUMA = (0.2989, 0.587, 0.114)  # torchvision's, ITU-R BT.601
 def build_augment(config: AugmentConfig, size: tuple[int, int]) -> Augment:
     """The augmentation of the train split.
 
-    Geometry moves image (bilinear) and mask (nearest) by the same draw and fills with black; brightness, contrast, gamma
-    and noise change the image only. An amount of 0 leaves its step out, so with all at 0 a batch comes back as it went in.
+    Geometry moves image (bilinear) and mask (nearest) by the same draw and fills with black; brightness, contrast, gamma,
+    noise and erasing change the image only. An amount of 0 leaves its step out, so with all at 0 a batch comes back as it went in.
 
     Args:
         config: chances and ranges.
@@ -41,22 +41,25 @@ def build_augment(config: AugmentConfig, size: tuple[int, int]) -> Augment:
     flips = _flips(config)
     affine = _affine(config)
     jitter = v2.ColorJitter(config.brightness, config.contrast) if config.brightness or config.contrast else None
+    changes = flips or affine or jitter or config.elastic_pixels or config.gamma or config.noise or config.erase
 
     def augment(images: Tensor, masks: Tensor | None, seed: int) -> tuple[Tensor, Tensor | None]:
         if tuple(images.shape[-2:]) != tuple(size):
             raise ValueError(f"Expected images of {size} pixels, but got {tuple(images.shape[-2:])}.")
-        if not (flips or affine or jitter or config.elastic_pixels or config.gamma or config.noise):
+        if not changes:
             return images, masks
         with torch.random.fork_rng(devices=[]):  # v2 draws from the global generator of the CPU
             torch.default_generator.manual_seed(seed)
-            draws = [_draw(flips, affine, jitter, images[:1]) for _ in range(len(images))]
+            draws = [_draw(flips, affine, config.aspect, jitter, images[:1]) for _ in range(len(images))]
             field = _displacement(config.elastic_pixels, len(images), size) if config.elastic_pixels else None
             tones = _Tones.draw(config, len(images))
+            erased = _rectangles(config.erase, images) if config.erase else None
         axes = [axis for axis, _ in flips]
         moved, masks = _change(
             images, masks, draws, axes, moves=affine is not None, colours=jitter is not None, field=field
         )
-        return tones.apply(moved), masks
+        toned = tones.apply(moved)
+        return toned if erased is None else toned.masked_fill(erased.to(toned.device, non_blocking=True), 0), masks
 
     return augment
 
@@ -68,6 +71,18 @@ def _displacement(pixels: float, n: int, size: tuple[int, int]) -> Tensor:
         * torch.tensor([size[1], size[0]]).reciprocal()[:, None, None]
         * (2.0 * pixels)
     )
+
+
+def _rectangles(chance: float, images: Tensor) -> Tensor:
+    """Where an image of a batch turns black, `(N, 1, H, W)`."""
+    erasing = v2.RandomErasing()
+    found = torch.zeros(len(images), 1, *images.shape[-2:], dtype=torch.bool)
+    for place in found:
+        if torch.rand(1) < chance:
+            drawn = erasing.make_params([images[:1]])
+            if drawn["v"] is not None:  # None where ten draws did not fit into the image
+                place[:, drawn["i"] : drawn["i"] + drawn["h"], drawn["j"] : drawn["j"] + drawn["w"]] = True
+    return found
 
 
 @dataclass(frozen=True)
@@ -119,17 +134,26 @@ def _flips(config: AugmentConfig) -> list[tuple[int, float]]:
 
 
 def _affine(config: AugmentConfig) -> v2.RandomAffine | None:
-    if not (config.rotate_degrees or config.translate or config.scale != (1.0, 1.0)):
+    if not (config.rotate_degrees or config.translate or config.scale != (1.0, 1.0) or config.aspect):
         return None
     return v2.RandomAffine(config.rotate_degrees, (config.translate, config.translate), config.scale)
 
 
 def _draw(
-    flips: list[tuple[int, float]], affine: v2.RandomAffine | None, jitter: v2.ColorJitter | None, image: Tensor
+    flips: list[tuple[int, float]],
+    affine: v2.RandomAffine | None,
+    aspect: float,
+    jitter: v2.ColorJitter | None,
+    image: Tensor,
 ) -> _Draw:
-    """Draws in the order of `v2.Compose([flips, affine, jitter])`."""
+    """Draws in the order of `v2.Compose([flips, affine, jitter])`; an aspect is drawn after the affine map."""
     flipped = tuple(bool(torch.rand(1) < chance) for _, chance in flips)
     moved = _STAY if affine is None else _inverse(affine.make_params([image]), *image.shape[-2:])
+    if aspect:
+        bound = math.log1p(aspect)
+        wider = math.exp(float(torch.empty(()).uniform_(-bound, bound)) / 2)
+        across, down = moved
+        moved = (_times(across, 1 / wider), _times(down, wider))
     colour = {} if jitter is None else jitter.make_params([image])
     brightness, contrast = colour.get("brightness_factor"), colour.get("contrast_factor")
     order = [] if jitter is None else colour["fn_idx"].tolist()
@@ -152,6 +176,10 @@ def _inverse(
         (cos, sin * rows / columns, -(cos * right + sin * down) * 2 / columns),  # type: ignore[has-type]
         (-sin * columns / rows, cos, (sin * right - cos * down) * 2 / rows),  # type: ignore[has-type]
     )
+
+
+def _times(row: tuple[float, float, float], factor: float) -> tuple[float, float, float]:
+    return (row[0] * factor, row[1] * factor, row[2] * factor)
 
 
 def _change(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -171,3 +173,66 @@ def test_elastic_displacement_is_smooth_bounded_and_moves_image_and_mask_alike()
     assert moved_masks[:, 24:34, 18:24].all()
     assert not moved_masks[:, :12].any()
     assert not moved_masks[:, 46:].any()
+
+
+def _extent(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Columns and rows that are bright, of each image."""
+    bright = images[:, 0] > 100
+    return bright.any(1).sum(1).float(), bright.any(2).sum(1).float()
+
+
+def test_aspect_widens_or_narrows_image_and_mask_alike_and_keeps_the_area() -> None:
+    masks = torch.zeros(200, *SIZE, dtype=torch.uint8)
+    masks[:, 22:42, 22:42] = 1
+    images = masks.unsqueeze(1) * 200
+    moved, moved_masks = build_augment(AugmentConfig.model_validate({**NOTHING, "aspect": 0.5}), SIZE)(images, masks, 3)
+    assert moved_masks is not None
+    assert ((moved[:, 0] > 100) != (moved_masks > 0)).float().mean() < 0.005
+    wide, high = _extent(moved)
+    ratios = wide / high
+    assert 1.35 < ratios.max() < 1.5 * 1.1
+    assert 1 / 1.5 / 1.1 < ratios.min() < 1 / 1.35
+    assert ratios.log().mean().abs() < 0.06  # neither way is the likelier one
+    assert ((wide * high - 400).abs() < 400 * 0.12).all()
+
+
+def test_aspect_stretches_along_the_images_own_axes_before_it_turns() -> None:
+    """What was distorted when it was made is undone: a stretched image stretched back is the turned original."""
+    config = AugmentConfig.model_validate({**NOTHING, "rotate_degrees": 40.0, "translate": 0.1, "aspect": 0.5})
+    rows, columns = torch.meshgrid(torch.linspace(-1, 1, 64), torch.linspace(-1, 1, 64), indexing="ij")
+    stripes = (columns.abs() < 0.1).to(torch.uint8) * 200  # along the rows: stretching leaves them straight and upright
+    moved, _ = build_augment(config, SIZE)(stripes.expand(40, 1, *SIZE).contiguous(), None, 9)
+    for image in moved[:, 0].float():
+        points = torch.stack([columns[image > 100], rows[image > 100]])
+        values, vectors = torch.linalg.eigh(torch.cov(points))
+        assert values[0] < 0.02 * values[1]  # a straight line
+        degrees = math.degrees(math.atan2(float(vectors[0, 1]), float(vectors[1, 1]))) % 180  # 0 and 180 are upright
+        assert min(degrees, 180 - degrees) < 42
+
+
+def test_erasing_blackens_one_rectangle_by_its_chance_and_leaves_the_mask() -> None:
+    images = torch.full((400, 3, *SIZE), 200, dtype=torch.uint8)
+    masks = torch.ones(400, *SIZE, dtype=torch.uint8)
+    got, got_masks = build_augment(AugmentConfig.model_validate({**NOTHING, "erase": 0.5}), SIZE)(images, masks, 4)
+    assert got_masks is not None
+    assert torch.equal(got_masks, masks)
+    assert set(got.unique().tolist()) == {0, 200}
+    black = (got == 0).all(1)
+    assert torch.equal(black, (got == 0).any(1))
+    erased = black[black.any(2).any(1)]
+    assert 0.4 < len(erased) / 400 < 0.6
+    shares = erased.float().mean(dim=(1, 2))
+    assert 0.015 < shares.min() < 0.1
+    assert 0.25 < shares.max() < 0.35
+    for one in erased:
+        assert one.sum() == one.any(0).sum() * one.any(1).sum()  # a rectangle
+
+
+def test_what_is_not_asked_for_draws_nothing() -> None:
+    """A training that began before there was an option goes on with the same images."""
+    images, masks = squares()
+    plain = build_augment(AugmentConfig(noise=0.02, elastic_pixels=2.0), SIZE)(images, masks, 5)
+    erased = build_augment(AugmentConfig(noise=0.02, elastic_pixels=2.0, erase=1.0), SIZE)(images, masks, 5)
+    kept = (erased[0] == plain[0]) | (erased[0] == 0)
+    assert kept.all()
+    assert not torch.equal(erased[0], plain[0])

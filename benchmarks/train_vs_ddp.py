@@ -1,10 +1,10 @@
 """Training speed: the train job beside a plain torch DDP script with a DataLoader, and beside that without reading.
 
 Brain MRI with masks, a MobileNetV2 hybrid, two processes of one core each, the same images, network, loss, augmentation, optimizer and
-precision. The peer reads and decodes each image in each epoch, in a loader process a rank, as such scripts do. `limit` is the peer's
-loop with all images prepared in memory beforehand: what decoding in every epoch costs it. It is no bound for the train job, which
-computes the gradients of some depthwise convolutions in float32 (`learning/depthwise.py`). The first epoch of the train job stands
-beside the seconds that it spent on decoding before; the peer's first epoch has its decoding inside. Runs are interleaved; medians.
+precision. The peer reads and decodes each image in each epoch, in a loader process a rank, as such scripts do. `limit` is what the two
+cores can do: the same loop with all images prepared in memory beforehand, and with what makes the train job's steps fast (gradients of
+some depthwise convolutions in float32, `learning/depthwise.py`, a fused optimizer, memory that is kept). The first epoch of the train job
+stands beside the seconds that it spent on decoding before; the peer's first epoch has its decoding inside. Runs are interleaved; medians.
 
     python benchmarks/train_vs_ddp.py [--images 480] [--size 128] [--epochs 3] [--repeats 2]
 """
@@ -123,9 +123,11 @@ def rank_main(  # noqa: PLR0915  # one script, to be read from top to bottom as 
 
     from medvision_ray.config import TrainJob, build_job
     from medvision_ray.learning.augment import build_augment
+    from medvision_ray.learning.depthwise import speed_up_depthwise
     from medvision_ray.learning.losses import MultiTaskLoss, balanced_class_weights
     from medvision_ray.learning.model import build_model
     from medvision_ray.learning.optim import parameter_groups
+    from medvision_ray.native import reuse_freed_memory
     from medvision_ray.precision import runs_in_bf16
 
     cv2.setNumThreads(1)
@@ -166,9 +168,12 @@ def rank_main(  # noqa: PLR0915  # one script, to be read from top to bottom as 
     loading: dict[str, Any] = {} if cached else {"num_workers": 1, "persistent_workers": True, "prefetch_factor": 4}
     loader = DataLoader(images, BATCH, sampler=sampler, **loading)
     model = build_model(job.model, job.preprocess, len(classes)).to(memory_format=torch.channels_last)
+    if cached:
+        reuse_freed_memory()
+        speed_up_depthwise(model)
     network = torch.nn.parallel.DistributedDataParallel(model)
     groups = parameter_groups(model, job.learning_rate, job.layer_decay, job.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=job.learning_rate)
+    optimizer = torch.optim.AdamW(groups, lr=job.learning_rate, fused=cached)
     labels = torch.tensor([classes.index(row["label"]) for row in rows])
     criterion = MultiTaskLoss(job.loss, balanced_class_weights(labels, len(classes)), False)
     augment = build_augment(job.augment, job.preprocess.size)

@@ -67,6 +67,13 @@ CPU: dict[str, dict[str, Any]] = {
     "brain_hybrid_cpu": {**HYBRID, **_ON_CPU},
     "brain_classification_cpu": {**RECIPES["brain_classification"], **_ON_CPU},
     "brain_segmentation_cpu": {**RECIPES["brain_segmentation"], **_ON_CPU},
+    "chest_cpu": {
+        **RECIPES["chest_transfer"],
+        "augment": {**CHEST_AUGMENT, "aspect": 0.35, "erase": 0.5},
+        "epochs": 5,
+        "batch_size": 32,
+        "warmup_epochs": 0.5,
+    },
 }
 """What two cores train in twenty minutes; run only where it is named."""
 _MASK_GUIDED = {**MODEL, "pooling": "mask_guided"}

@@ -7,13 +7,16 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from medvision_ray.config import RayConfig
 from medvision_ray.errors import MedVisionError
 from medvision_ray.native import REUSE_FREED_MEMORY
+
+ResultT = TypeVar("ResultT")
 
 
 @contextmanager
@@ -91,6 +94,22 @@ def _hear_sigterm(handler: Any) -> None:
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler if callable(handler) else signal.getsignal(signal.SIGTERM))
+
+
+def interruptible(fit: Callable[[], ResultT]) -> ResultT:
+    """Call what waits for Ray Train or Ray Tune in a thread of its own, so that signals reach the program as ever.
+
+    In the main thread both put handlers of their own in the place of the program's for SIGINT, which end a training with
+    code 0 and a search as if it had been done, and stay there afterwards (Ray 2.60). What is interrupted is not waited
+    for: it ends with the session.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return fit()
+    thread = ThreadPoolExecutor(1, "medvision-fit")
+    try:
+        return thread.submit(fit).result()
+    finally:
+        thread.shutdown(wait=False)
 
 
 def worker_runtime_env() -> dict[str, Any]:

@@ -54,8 +54,9 @@ class Ending:
 
 def run_to_the_end(run: Callable[[], tuple[int, dict[str, Any]]], log: Log) -> Ending:
     """Run a job; however it ends, say so and return."""
+    told = threading.Event()
     try:
-        with _sigterm_stops():
+        with _sigterm_stops(told):
             code, result = run()
         return Ending(int(code), result)
     except ConfigError as error:
@@ -68,7 +69,8 @@ def run_to_the_end(run: Callable[[], tuple[int, dict[str, Any]]], log: Log) -> E
     except KeyboardInterrupt:
         return _told(log, INTERRUPTED, "Interrupted; the same command goes on where this one stopped.", "interrupted")
     except SystemExit as stop:
-        if stop.code not in (STOPPED, signal.SIGTERM):  # Ray's own handler gives the bare number
+        # Ray's own handler gives the bare number, and out of `ray.get` comes 1 in place of what our handler raised.
+        if not told.is_set() and stop.code not in (STOPPED, signal.SIGTERM):
             return _told(log, FAILED, "A library ended the program; its own logs say why.", "error")
         return _told(log, STOPPED, "Stopped by SIGTERM; the same command goes on where this one stopped.", "stopped")
     except Exception as error:  # a defect: told without its text, which can hold identifiers
@@ -90,8 +92,8 @@ def _defect(log: Log, error: Exception) -> Ending:
 
 
 @contextmanager
-def _sigterm_stops() -> Iterator[None]:
-    """Inside, SIGTERM raises SystemExit, so that sessions and leases are closed on the way out.
+def _sigterm_stops(told: threading.Event) -> Iterator[None]:
+    """Inside, SIGTERM raises SystemExit, so that sessions and leases are closed on the way out, and sets `told`.
 
     `ray.init` puts a handler of its own in this one's place, which raises SystemExit as well.
     """
@@ -100,6 +102,7 @@ def _sigterm_stops() -> Iterator[None]:
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
+        told.set()
         raise SystemExit(STOPPED)
 
     before = signal.signal(signal.SIGTERM, stop)

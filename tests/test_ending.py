@@ -70,6 +70,18 @@ def test_sigterm_unwinds_the_job_and_the_earlier_handler_comes_back() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_sigterm_is_told_whatever_code_a_library_makes_of_it() -> None:
+    def run() -> tuple[int, dict[str, Any]]:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        except SystemExit:
+            raise SystemExit(1) from None  # as `ray.get` does
+        return 0, {}
+
+    assert run_to_the_end(run, Log()).exit_code == 143
+
+
 def test_sigterm_waits_while_the_end_is_told() -> None:
     with undisturbed():
         os.kill(os.getpid(), signal.SIGTERM)

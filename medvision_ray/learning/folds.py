@@ -161,13 +161,19 @@ def fold_table(table: LabelTable, fold_of: NDArray[np.int64], fold: int) -> Labe
 
 
 def _train_all(study: _Study, progress: Progress) -> list[Bundle]:
-    with ThreadPoolExecutor(study.at_once, "medvision-fold") as pool:
+    pool = ThreadPoolExecutor(study.at_once, "medvision-fold")
+    stopped = True
+    try:
         futures = [pool.submit(_train_fold, study, number, progress) for number in range(1, study.job.folds + 1)]
-        try:
-            return [future.result() for future in futures]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # those that run go on to their end, and are kept
-            raise
+        found = [future.result() for future in futures]
+        stopped = False
+    except Exception:
+        stopped = False  # of a fold that failed: those that run go on to their end, and are kept
+        raise
+    finally:
+        # Interrupted or told to stop nothing is waited for: Ray ends with the session, and checkpoints are there.
+        pool.shutdown(wait=not stopped, cancel_futures=True)
+    return found
 
 
 def _train_fold(study: _Study, number: int, progress: Progress) -> Bundle:

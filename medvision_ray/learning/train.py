@@ -13,7 +13,7 @@ import torch
 
 from medvision_ray import storage
 from medvision_ray.bundle import Bundle, image_digest, load_bundle
-from medvision_ray.cluster import cluster_cpus, cluster_gpus, ray_session, worker_runtime_env
+from medvision_ray.cluster import cluster_cpus, cluster_gpus, interruptible, ray_session, worker_runtime_env
 from medvision_ray.config import TrainJob
 from medvision_ray.errors import ConfigError, LabelError, MedVisionError, UsageError
 from medvision_ray.learning.feed import Truth
@@ -316,7 +316,7 @@ def _fit(plan: TrainPlan, name: str, decoded: DecodedImages, use_gpu: bool) -> B
         dataset_config=DataConfig(datasets_to_split=[]),  # every worker sees every row and takes its share itself
     )
     try:
-        result = trainer.fit()
+        result = interruptible(trainer.fit)
     except TrainingFailedError as error:
         raise _explain(error, job) from error
     if not result.best_checkpoints:

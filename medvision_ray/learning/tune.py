@@ -22,7 +22,7 @@ import torch
 import yaml
 
 from medvision_ray import storage
-from medvision_ray.cluster import cluster_cpus, cluster_gpus, ray_session
+from medvision_ray.cluster import cluster_cpus, cluster_gpus, interruptible, ray_session
 from medvision_ray.config import TrainJob, TuneJob
 from medvision_ray.errors import MedVisionError, UsageError
 from medvision_ray.learning.alone import HISTORY, train_alone
@@ -183,7 +183,7 @@ def _run(job: TuneJob, base: TrainJob, folder: str, trials: _Trials, progress: P
         grace = min(job.asha.grace_epochs, longest)
         scheduler = ASHAScheduler(max_t=longest, grace_period=grace, reduction_factor=job.asha.reduction)
     resources = {"cpu": base.cpus_per_worker, **({"gpu": 1} if trials.gpu else {})}
-    found = ray_tune.Tuner(
+    tuner = ray_tune.Tuner(
         ray_tune.with_resources(ray_tune.with_parameters(_trial, trials=trials), resources),
         param_space={"trial": ray_tune.grid_search(list(range(len(trials.plans))))},
         tune_config=ray_tune.TuneConfig(
@@ -197,7 +197,8 @@ def _run(job: TuneJob, base: TrainJob, folder: str, trials: _Trials, progress: P
             failure_config=ray_tune.FailureConfig(max_failures=base.max_restarts),
             callbacks=[_teller(progress)],
         ),
-    ).fit()
+    )
+    found = interruptible(tuner.fit)
     storage.delete_tree(state)
     return {int(one.config["trial"]) for one in found if one.error is not None}
 

@@ -1,0 +1,119 @@
+"""Trainings, cross-validations and searches told to stop as real processes: they end at once, not after the models under way."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from medvision_ray.demo.archive import PhantomArchive
+
+pytestmark = pytest.mark.integration
+EPOCHS = 500  # far more than the test waits for
+SECONDS = 40.0
+
+
+def settings(kind: str, phantom: PhantomArchive, output: Path) -> dict[str, Any]:
+    ray = {"num_cpus": 2, "object_store_bytes": 200 << 20}
+    job: dict[str, Any] = {
+        "output": str(output),
+        "labels": {"table": str(phantom.labels)},
+        "preprocess": {"size": [64, 64]},
+        "model": {"encoder": "tu-resnet10t", "decoder_channels": [8, 8, 8, 8, 8]},
+        "epochs": EPOCHS,
+        "batch_size": 8,
+        "workers": 1,
+        "privacy": {"demo_key": True},
+        "ray": ray,
+    }
+    if kind == "tune":
+        return {"train": job, "search": {"learning_rate": {"grid": [1e-4, 1e-3]}}, "name": "search"}
+    return {**job, "name": "stopped", **({"folds": 2} if kind == "folds" else {})}
+
+
+def said(process: subprocess.Popen[str], words: Callable[[str], bool], seconds: float) -> list[str]:
+    """The lines up to one that is waited for; the process is killed where it does not come."""
+    assert process.stderr is not None
+    watchdog = threading.Timer(seconds, process.kill)
+    watchdog.start()
+    lines: list[str] = []
+    for line in process.stderr:
+        lines.append(line)
+        if words(line):
+            break
+    watchdog.cancel()
+    return lines
+
+
+def children_of(parent: int) -> set[int]:
+    """All descendants of a process."""
+    parents = {int(place.name): _parent(place / "stat") for place in Path("/proc").glob("[0-9]*")}
+    found = {parent}
+    while more := {child for child, of in parents.items() if of in found} - found:
+        found |= more
+    return found - {parent}
+
+
+def _parent(stat: Path) -> int:
+    """0 where the process has just ended."""
+    try:
+        return int(stat.read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [
+        ("train", signal.SIGTERM),
+        ("train", signal.SIGINT),
+        pytest.param("folds", signal.SIGTERM, marks=pytest.mark.core),
+        ("folds", signal.SIGINT),
+        ("tune", signal.SIGTERM),
+        ("tune", signal.SIGINT),
+    ],
+)
+def test_a_training_that_is_told_to_stop_ends_with_its_ray(
+    kind: str, number: signal.Signals, phantom: PhantomArchive, tmp_path: Path
+) -> None:
+    config = tmp_path / "job.yaml"
+    config.write_text(yaml.safe_dump(settings(kind, phantom, tmp_path / "output")))
+    command = [
+        sys.executable,
+        "-m",
+        "medvision_ray.cli",
+        "tune" if kind == "tune" else "train",
+        "--config",
+        str(config),
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        lines = said(process, lambda line: f"epoch 1/{EPOCHS}" in line, 180)
+        assert f"epoch 1/{EPOCHS}" in lines[-1], "".join(lines)
+        started_by_it = children_of(process.pid)
+        assert started_by_it
+        told = time.monotonic()
+        process.send_signal(number)
+        rest = said(process, lambda _: False, SECONDS)
+        assert process.wait(SECONDS) == 128 + number, "".join(rest)
+        assert time.monotonic() - told < SECONDS
+    assert "the same command goes on" in rest[-1]
+    until = time.monotonic() + 20
+    while any(Path(f"/proc/{one}").exists() and _runs(one) for one in started_by_it):
+        assert time.monotonic() < until, [_runs(one) for one in started_by_it]
+        time.sleep(0.5)
+
+
+def _runs(number: int) -> str:
+    """The command line of a process; empty where it has ended."""
+    try:
+        return Path(f"/proc/{number}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""

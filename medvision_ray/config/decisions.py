@@ -42,8 +42,8 @@ class OperatingPointsConfig(Section):
     decide_at: str | None = None
     """Multi-label: the point, such as `f1`, whose thresholds decide which findings a row names; null decides at 0.5."""
 
-    class_offsets: Literal["auto", "none"] = "auto"
-    """Single-label: `auto` adds a number a class to ln p before the largest is named, if that is shown to be better; `none`."""
+    class_offsets: Literal["auto", "none"] = "none"
+    """Single-label: `auto` adds a number a class to ln p before the largest is named, if that is shown to be better on validation."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -64,3 +64,10 @@ class OperatingPointsConfig(Section):
 def point_name(kind: str, value: float) -> str:
     """`specificity_95` of `specificity` and 0.95, `specificity_97_5` of 0.975."""
     return f"{kind}_{100 * value:g}".replace(".", "_")
+
+
+class SitePointsConfig(OperatingPointsConfig):
+    """The same, fitted to a site's own patients."""
+
+    class_offsets: Literal["auto", "none"] = "auto"
+    """Single-label: `auto` replaces the bundle's offsets where others are shown to be better here; `none` takes them away."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from medvision_ray.config.decisions import CalibrationConfig, OperatingPointsConfig
+from medvision_ray.config.decisions import CalibrationConfig, OperatingPointsConfig, SitePointsConfig
 from medvision_ray.config.network import AugmentConfig, LossConfig, ModelConfig
 from medvision_ray.config.operations import LoggingConfig, OnFinishConfig
 from medvision_ray.config.sections import (
@@ -274,7 +274,7 @@ class CalibrateJob(Section):
     """Name of the new bundle; null is the old one's with `-calibrated` behind it."""
     calibration: CalibrationConfig = CalibrationConfig()
     """Calibrated probabilities beside the raw ones."""
-    operating_points: OperatingPointsConfig = OperatingPointsConfig()
+    operating_points: SitePointsConfig = SitePointsConfig()
     """Thresholds that the bundle carries. `decide_at` null keeps the thresholds that name findings."""
     scoring: ScoringConfig = ScoringConfig()
     """How missing predictions are made."""

@@ -1,14 +1,15 @@
 """Single-label: what is added to each class's ln p before the largest one is named, chosen on the validation split.
 
 A network that favours a class on patients it has not seen does so at validation too, and one number a class takes it back
-(the bias of bias-corrected temperature scaling, Alexandari et al. 2020). Probabilities stay as they are.
+(the bias of bias-corrected temperature scaling, Alexandari et al. 2020). Probabilities stay as they are. Classes weigh as
+they do in the loss: without weights the offsets would bring back the shares of the classes that a balanced loss takes away.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ from medvision_ray.learning.calibrate import ValidationScores, patient_folds
 from medvision_ray.operating_points import named_class
 
 Floats = NDArray[np.float64]
+ClassWeights = Literal["none", "balanced"] | tuple[float, ...]
+"""As `loss.class_weights` has them."""
 
 _FOLDS = 5
 _RESAMPLES = 1000
@@ -34,8 +37,8 @@ class ChosenOffsets:
 
     Attributes:
         offsets: one a class, the largest 0; empty where the likeliest class is named.
-        facts: for the bundle's `trained`: `images`, `patients`, `best` by class, and `gain` in accuracy with its 95 %
-            interval; `reason` where nothing changes.
+        facts: for the bundle's `trained`: `images`, `patients`, `class_weights`, `best` by class, and `gain` in accuracy, so
+            weighted (mean recall where balanced), with its 95 % interval; `reason` where nothing changes.
     """
 
     offsets: tuple[float, ...]
@@ -43,18 +46,24 @@ class ChosenOffsets:
 
 
 def choose_class_offsets(
-    scores: ValidationScores, *, min_class_patients: int, before: Sequence[float] = ()
+    scores: ValidationScores,
+    *,
+    min_class_patients: int,
+    class_weights: ClassWeights = "none",
+    before: Sequence[float] = (),
 ) -> ChosenOffsets:
     """Those with the least negative log-likelihood, if they name classes better on patients they were not fitted to.
 
     Args:
         scores: of the validation split, single-label.
         min_class_patients: with fewer patients with a class there is no choice.
+        class_weights: what an image of each class counts, in the fit and in the gain.
         before: offsets that the model has already: what is compared with, and kept where nothing is shown to be better.
     """
     used = scores.take(np.flatnonzero(~np.isnan(scores.truth).any(axis=1)))
     kept = tuple(before)
     facts: dict[str, Any] = {"images": len(used.truth), "patients": len(set(used.patients.tolist()))}
+    facts["class_weights"] = class_weights if isinstance(class_weights, str) else list(class_weights)
     for k, name in enumerate(scores.classes):
         count = used.patients_with(k, 1.0)
         if count < min_class_patients:
@@ -66,14 +75,15 @@ def choose_class_offsets(
     if facts["patients"] < _FOLDS:
         return ChosenOffsets(kept, {**facts, "reason": f"fewer than {_FOLDS} validation patients"})
     labels = used.truth.argmax(axis=1)
+    weights = image_weights(labels, len(scores.classes), class_weights)
     right_before = named_class(used.probabilities, kept) == labels
     gains = np.zeros(len(labels))
     for fold in patient_folds(used.patients, _FOLDS):
-        offsets = fit_offsets(used.probabilities[~fold], labels[~fold])
+        offsets = fit_offsets(used.probabilities[~fold], labels[~fold], weights[~fold])
         right = named_class(used.probabilities[fold], offsets) == labels[fold]
-        gains[fold] = right.astype(float) - right_before[fold]
+        gains[fold] = weights[fold] * (right.astype(float) - right_before[fold])
     interval = mean_interval(gains, used.patients, resamples=_RESAMPLES, seed=0)
-    best = fit_offsets(used.probabilities, labels)
+    best = fit_offsets(used.probabilities, labels, weights)
     facts["best"] = dict(zip(scores.classes, best, strict=True))
     facts["gain"] = [_rounded(value) for value in (gains.mean(), *(interval or ()))]
     if interval is None or interval[0] <= 0:
@@ -81,21 +91,37 @@ def choose_class_offsets(
     return ChosenOffsets(best, facts)
 
 
-def fit_offsets(probabilities: NDArray[np.floating[Any]], labels: NDArray[np.integer]) -> tuple[float, ...]:
-    """Offsets b with the least mean -ln softmax(ln p + b)[label]; the largest is 0.
+def image_weights(labels: NDArray[np.integer], classes: int, class_weights: ClassWeights) -> Floats:
+    """What each image counts, 1 on average; shape `(n,)`."""
+    if class_weights == "none":
+        return np.ones(len(labels))
+    if class_weights == "balanced":
+        of_class = 1.0 / np.maximum(np.bincount(labels, minlength=classes), 1)
+    else:
+        of_class = np.asarray(class_weights, np.float64)
+    weights = of_class[labels]
+    return np.asarray(weights / weights.mean(), np.float64)
+
+
+def fit_offsets(
+    probabilities: NDArray[np.floating[Any]], labels: NDArray[np.integer], weights: Floats
+) -> tuple[float, ...]:
+    """Offsets b with the least weighted mean of -ln softmax(ln p + b)[label]; the largest is 0.
 
     Args:
         probabilities: raw, shape `(n, K)`.
         labels: index of the true class, shape `(n,)`.
+        weights: of the images, shape `(n,)`.
     """
     logs = log_probabilities(probabilities)
     images, classes = logs.shape
-    share = np.bincount(labels, minlength=classes) / images
+    share = np.bincount(labels, weights, minlength=classes) / images
 
     def loss(free: Floats) -> tuple[float, Floats]:
         shifted = logs + np.concatenate([[0.0], free])
         likelihood = shifted[np.arange(images), labels] - logsumexp(shifted, axis=1)
-        return -float(likelihood.mean()), softmax(shifted, axis=1).mean(axis=0)[1:] - share[1:]
+        stated = weights @ softmax(shifted, axis=1) / images
+        return -float(weights @ likelihood) / images, stated[1:] - share[1:]
 
     bounds = [(-_LARGEST, _LARGEST)] * (classes - 1)
     found = np.concatenate([[0.0], minimize(loss, np.zeros(classes - 1), jac=True, bounds=bounds, method="L-BFGS-B").x])

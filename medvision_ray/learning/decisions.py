@@ -69,9 +69,10 @@ def fit_decisions(
         thresholds = decided_thresholds(points, job.operating_points, defaults)
         facts["thresholds_from"] = job.operating_points.decide_at or ("the model before" if before else THRESHOLD)
     offsets: tuple[float, ...] = ()
+    weights = job.loss.class_weights if isinstance(job, TrainJob) else "none"  # a site's own patients, as they come
     if scores.classes and not scores.multi_label and job.operating_points.class_offsets == "auto":
         least = job.operating_points.min_class_patients
-        chosen = choose_class_offsets(scores, min_class_patients=least, before=offsets_before)
+        chosen = choose_class_offsets(scores, min_class_patients=least, class_weights=weights, before=offsets_before)
         offsets, facts["class_offsets"] = chosen.offsets, chosen.facts
     return Decisions(fitted.calibration, points, thresholds, _measure(scores, fitted.out_of_fold), facts, offsets)
 

@@ -122,7 +122,8 @@ def choose_pooled(rows: pd.DataFrame, job: TrainJob, classes: tuple[str, ...], m
         assert samples.labels is not None  # single-label
         truth = one_against_rest(samples.labels, len(classes))
         scores = ValidationScores(classes, False, np.asarray(samples.probabilities), truth, samples.patients)
-        named = choose_class_offsets(scores, min_class_patients=points.min_class_patients)
+        least, weights = points.min_class_patients, job.loss.class_weights
+        named = choose_class_offsets(scores, min_class_patients=least, class_weights=weights)
         offsets, facts["class_offsets"] = named.offsets, named.facts
     drawn = scored[scored[BY_THRESHOLD].notna()]
     if job.mask_threshold == "auto" and len(drawn):

@@ -42,6 +42,7 @@ def validated(phantom: PhantomArchive, tmp_path_factory: pytest.TempPathFactory)
         "batch_size": 8,
         "workers": 1,
         "folds": FOLDS,
+        "operating_points": {"class_offsets": "auto"},
         "privacy": {"demo_key": True},
     }
     job = build_job(TrainJob, data, "the test")

@@ -12,7 +12,7 @@ from scipy.special import softmax
 
 from medvision_ray.config import CalibrateJob, TrainJob, build_job
 from medvision_ray.learning.calibrate import ValidationScores, one_against_rest
-from medvision_ray.learning.class_offsets import choose_class_offsets, fit_offsets
+from medvision_ray.learning.class_offsets import choose_class_offsets, fit_offsets, image_weights
 from medvision_ray.learning.decisions import fit_decisions
 from medvision_ray.operating_points import named_class
 
@@ -34,7 +34,7 @@ def skewed(patients: int, *, skew: np.ndarray = SKEW, images: int = 4, seed: int
 def test_the_fit_takes_the_skew_back() -> None:
     scores = skewed(4000)
     labels = scores.truth.argmax(axis=1)
-    found = np.array(fit_offsets(scores.probabilities, labels))
+    found = np.array(fit_offsets(scores.probabilities, labels, np.ones(len(labels))))
     assert found.max() == 0
     np.testing.assert_allclose(found - found[0], -SKEW, atol=0.1)
     # Where the likelihood is largest, the mean of what is stated is the share of each class (its derivatives are 0).
@@ -87,19 +87,51 @@ def test_what_a_model_has_already_is_what_others_are_held_against() -> None:
 
 def test_offsets_stay_within_their_bound_however_much_the_data_ask_for() -> None:
     certain = np.tile(np.array([[0.999, 0.001]], np.float32), (50, 1))
-    assert fit_offsets(certain, np.ones(50, np.int64)) == (-3.0, 0.0)
+    assert fit_offsets(certain, np.ones(50, np.int64), np.ones(50)) == (-3.0, 0.0)
+
+
+def test_a_balanced_fit_does_not_bring_the_shares_of_the_classes_back() -> None:
+    """A network that was trained as if all classes were equally many is fair then, however many there are of each."""
+    rng = np.random.default_rng(3)
+    labels = rng.choice(3, size=12_000, p=(0.7, 0.2, 0.1))
+    seen = rng.normal(0, 1, (12_000, 3)) + 1.5 * np.eye(3)[labels]  # evidence, the same for a patient of each class
+    stated = softmax(1.5 * seen, axis=1)  # Bayes for equal shares: a Gaussian's log ratio is linear with this slope
+    balanced = np.array(fit_offsets(stated, labels, image_weights(labels, 3, "balanced")))
+    np.testing.assert_allclose(balanced - balanced[0], 0, atol=0.12)
+    plain = np.array(fit_offsets(stated, labels, image_weights(labels, 3, "none")))
+    np.testing.assert_allclose(plain - plain[0], np.log([1, 0.2 / 0.7, 0.1 / 0.7]), atol=0.12)
+    given = fit_offsets(stated, labels, image_weights(labels, 3, (1 / 0.7, 1 / 0.2, 1 / 0.1)))
+    np.testing.assert_allclose(np.array(given) - given[0], 0, atol=0.12)
+
+
+def test_the_gain_of_a_balanced_fit_is_in_mean_recall() -> None:
+    scores = skewed(300)
+    labels = scores.truth.argmax(axis=1)
+    found = choose_class_offsets(scores, min_class_patients=5, class_weights="balanced")
+    assert found.facts["class_weights"] == "balanced"
+    before, after = (
+        np.mean([(named_class(scores.probabilities, offsets) == labels)[labels == k].mean() for k in range(3)])
+        for offsets in ((), found.offsets)
+    )
+    assert found.facts["gain"][0] == pytest.approx(after - before, abs=0.02)
+    plain = choose_class_offsets(scores, min_class_patients=5)
+    assert plain.facts["class_weights"] == "none"
+    assert plain.facts["gain"] != found.facts["gain"]
 
 
 @pytest.mark.parametrize("job", [TrainJob, CalibrateJob])
-def test_a_job_fits_them_unless_it_says_none(job: Any) -> None:
+def test_a_training_fits_them_where_it_is_asked_to_and_a_site_unless_it_says_none(job: Any) -> None:
     def fitted(**points: Any) -> Any:
         fields = {"output": "o", "labels": {"table": "t.csv"}, "operating_points": points}
         rest = {"bundle": "b"} if job is CalibrateJob else {}
         return fit_decisions(skewed(60), build_job(job, {**fields, **rest}, "the test"))
 
-    assert len(fitted().class_offsets) == 3
-    assert "gain" in fitted().facts["class_offsets"]
+    asked = fitted(class_offsets="auto")
+    assert len(asked.class_offsets) == 3
+    assert asked.facts["class_offsets"]["class_weights"] == ("none" if job is CalibrateJob else "balanced")
+    assert fitted() == (asked if job is CalibrateJob else fitted(class_offsets="none"))
     assert fitted(class_offsets="none").class_offsets == ()
+    assert "class_offsets" not in fitted(class_offsets="none").facts
     with pytest.raises(Exception, match="class_offsets") as caught:
         fitted(class_offsets="some")
     assert not isinstance(caught.value, ValidationError)  # told in the words of the configuration

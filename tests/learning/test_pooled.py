@@ -139,7 +139,8 @@ def skewed_rows(patients: int, skew: Any) -> pa.Table:
 
 
 def pooled_job(**settings: Any) -> TrainJob:
-    return build_job(TrainJob, {"output": "o", "labels": {"table": "t.csv"}, **settings}, "the test")
+    points = {"operating_points": {"class_offsets": "auto"}}
+    return build_job(TrainJob, {"output": "o", "labels": {"table": "t.csv"}, **points, **settings}, "the test")
 
 
 def test_the_ensemble_decides_as_was_best_out_of_fold() -> None:

@@ -1,7 +1,7 @@
 """What a network ranks chest X-rays by that is no finding: AUROC of val images disturbed as by another machine or export.
 
-The copy of the data set at hand has all images squeezed to squares, so that pneumonia (wider pictures) and healthy lungs were distorted
-differently. Three trainings of the same budget, with and without `augment.aspect` and `augment.erase`, are held against each other on
+The copy of the data set at hand has all images squeezed to squares, so that pictures of other shapes are distorted differently, which a
+network can tell. Three trainings of the same budget, with and without `augment.aspect` and `augment.erase`, are held against each other on
 the val split, as it is and disturbed, paired over patients. The test split is not read. The same command goes on where it was stopped.
 
     python benchmarks/disturbances.py --output FOLDER [--size 160] [--epochs 3] [--seed 0] [--quick]
@@ -21,7 +21,8 @@ import numpy as np
 from facts import machine, print_table, write_results
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
-from training import PACKAGES, ROOT, STORE_BYTES, Campaign, say, settings_of
+from training import PACKAGES, ROOT, Campaign, say
+from training_ensemble import settings_of
 from training_recipes import CHEST_AUGMENT
 from training_tables import chest_labels
 
@@ -134,13 +135,11 @@ def _scored(
     from medvision_ray.scoring.predictor import Predictor
 
     settings = {
-        **settings_of(plan, RECIPE, options.seed),
+        **settings_of(plan, RECIPE, folds=0),
         "name": f"{variant.replace(' ', '-')}-{options.seed}",
         "preprocess": {"size": [options.size, options.size]},
         "augment": {**CHEST_AUGMENT, **amounts},
         "epochs": options.epochs,
-        "cpus_per_worker": plan.cpus,
-        "ray": {"num_cpus": plan.cpus, "object_store_bytes": STORE_BYTES},
     }
     bundle = train(build_job(TrainJob, settings, "the benchmark"), say).bundle
     predictor = Predictor(bundle)

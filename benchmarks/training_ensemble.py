@@ -3,8 +3,8 @@
 What a data set without patients to spare for a val split gains by it: every train and val patient teaches all models of a recipe but
 one, and is predicted by that one. So recipes are compared over all of these patients, where the test split has few. Each fold chose
 its model's epoch, for all recipes alike: out-of-fold levels flatter a little, differences tell. The test figures are of patients that no
-model has seen, and each ensemble is scored on them once, with the class offsets and the mask threshold that it chose out of fold;
-`test_likeliest` are those of the likeliest class in the same rows. Killed at any moment, the same command goes on.
+model has seen, and each ensemble is scored on them once, with the mask threshold that it chose out of fold (and class offsets, where a
+recipe asks for them; `test_likeliest` are those of the likeliest class in the same rows). Killed at any moment, the same command goes on.
 
     python benchmarks/training_ensemble.py --output FOLDER [--recipes brain_hybrid_cpu ...] [--folds 5] [--seed 0] [--no-test] [--quick]
 """

@@ -2,14 +2,14 @@
 
 A network that favours a class on patients it has not seen does so at validation too, and one number a class takes it back
 (the bias of bias-corrected temperature scaling, Alexandari et al. 2020). Probabilities stay as they are. Classes weigh as
-they do in the loss: without weights the offsets would bring back the shares of the classes that a balanced loss takes away.
+they do in the training: without weights the offsets would bring back the shares of the classes that a balanced loss takes away.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +17,12 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
 
 from medvision_ray.calibration import log_probabilities
+from medvision_ray.config import CalibrateJob, TrainJob
 from medvision_ray.evaluation.intervals import mean_interval
 from medvision_ray.learning.calibrate import ValidationScores, patient_folds
 from medvision_ray.operating_points import named_class
 
 Floats = NDArray[np.float64]
-ClassWeights = Literal["none", "balanced"] | tuple[float, ...]
-"""As `loss.class_weights` has them."""
 
 _FOLDS = 5
 _RESAMPLES = 1000
@@ -32,13 +31,47 @@ _LARGEST = 3.0
 
 
 @dataclass(frozen=True)
+class ClassWeighing:
+    """What an image of each class counts, in the fit and in the gain.
+
+    Attributes:
+        balanced: classes count alike, however many images of each there are.
+        given: a factor a class besides; empty is 1 each.
+    """
+
+    balanced: bool = False
+    given: tuple[float, ...] = ()
+
+    @staticmethod
+    def of(job: TrainJob | CalibrateJob) -> ClassWeighing:
+        """As the training's loss and sampling weigh them; a site's own patients count as they come."""
+        if isinstance(job, CalibrateJob):
+            return ClassWeighing()
+        weights = job.loss.class_weights
+        return ClassWeighing("balanced" in (job.sampling, weights), () if isinstance(weights, str) else weights)
+
+    @property
+    def measure(self) -> str:
+        """What accuracy is called when it is weighed so."""
+        return "weighted accuracy" if self.given else "mean recall" if self.balanced else "accuracy"
+
+    def of_images(self, labels: NDArray[np.integer], classes: int) -> Floats:
+        """Shape `(n,)`, 1 on average."""
+        of_class = np.asarray(self.given or (1.0,) * classes, np.float64)
+        if self.balanced:
+            of_class = of_class / np.maximum(np.bincount(labels, minlength=classes), 1)
+        weights = of_class[labels]
+        return np.asarray(weights / weights.mean(), np.float64)
+
+
+@dataclass(frozen=True)
 class ChosenOffsets:
     """The outcome.
 
     Attributes:
         offsets: one a class, the largest 0; empty where the likeliest class is named.
-        facts: for the bundle's `trained`: `images`, `patients`, `class_weights`, `best` by class, and `gain` in accuracy, so
-            weighted (mean recall where balanced), with its 95 % interval; `reason` where nothing changes.
+        facts: for the bundle's `trained`: `images`, `patients`, `best` by class, `measure` (of `ClassWeighing`), and the `gain`
+            in it with its 95 % interval; `reason` where nothing changes.
     """
 
     offsets: tuple[float, ...]
@@ -49,7 +82,7 @@ def choose_class_offsets(
     scores: ValidationScores,
     *,
     min_class_patients: int,
-    class_weights: ClassWeights = "none",
+    weighing: ClassWeighing = ClassWeighing(),
     before: Sequence[float] = (),
 ) -> ChosenOffsets:
     """Those with the least negative log-likelihood, if they name classes better on patients they were not fitted to.
@@ -57,13 +90,12 @@ def choose_class_offsets(
     Args:
         scores: of the validation split, single-label.
         min_class_patients: with fewer patients with a class there is no choice.
-        class_weights: what an image of each class counts, in the fit and in the gain.
+        weighing: of the classes, in the fit and in the gain.
         before: offsets that the model has already: what is compared with, and kept where nothing is shown to be better.
     """
     used = scores.take(np.flatnonzero(~np.isnan(scores.truth).any(axis=1)))
     kept = tuple(before)
     facts: dict[str, Any] = {"images": len(used.truth), "patients": len(set(used.patients.tolist()))}
-    facts["class_weights"] = class_weights if isinstance(class_weights, str) else list(class_weights)
     for k, name in enumerate(scores.classes):
         count = used.patients_with(k, 1.0)
         if count < min_class_patients:
@@ -75,7 +107,7 @@ def choose_class_offsets(
     if facts["patients"] < _FOLDS:
         return ChosenOffsets(kept, {**facts, "reason": f"fewer than {_FOLDS} validation patients"})
     labels = used.truth.argmax(axis=1)
-    weights = image_weights(labels, len(scores.classes), class_weights)
+    weights = weighing.of_images(labels, len(scores.classes))
     right_before = named_class(used.probabilities, kept) == labels
     gains = np.zeros(len(labels))
     for fold in patient_folds(used.patients, _FOLDS):
@@ -84,23 +116,12 @@ def choose_class_offsets(
         gains[fold] = weights[fold] * (right.astype(float) - right_before[fold])
     interval = mean_interval(gains, used.patients, resamples=_RESAMPLES, seed=0)
     best = fit_offsets(used.probabilities, labels, weights)
+    facts["measure"] = weighing.measure
     facts["best"] = dict(zip(scores.classes, best, strict=True))
     facts["gain"] = [_rounded(value) for value in (gains.mean(), *(interval or ()))]
     if interval is None or interval[0] <= 0:
         return ChosenOffsets(kept, {**facts, "reason": "not shown to be better on patients that it was not fitted to"})
     return ChosenOffsets(best, facts)
-
-
-def image_weights(labels: NDArray[np.integer], classes: int, class_weights: ClassWeights) -> Floats:
-    """What each image counts, 1 on average; shape `(n,)`."""
-    if class_weights == "none":
-        return np.ones(len(labels))
-    if class_weights == "balanced":
-        of_class = 1.0 / np.maximum(np.bincount(labels, minlength=classes), 1)
-    else:
-        of_class = np.asarray(class_weights, np.float64)
-    weights = of_class[labels]
-    return np.asarray(weights / weights.mean(), np.float64)
 
 
 def fit_offsets(

@@ -13,7 +13,7 @@ from medvision_ray.config import CalibrateJob, TrainJob
 from medvision_ray.evaluation.calibration_error import reliability
 from medvision_ray.evaluation.classification import OneVsRest, calibration_errors, confidences, plain_metrics
 from medvision_ray.learning.calibrate import ValidationScores, fit_calibration
-from medvision_ray.learning.class_offsets import choose_class_offsets
+from medvision_ray.learning.class_offsets import ClassWeighing, choose_class_offsets
 from medvision_ray.learning.operating import choose_points, decided_thresholds
 from medvision_ray.learning.validation import THRESHOLD
 from medvision_ray.operating_points import OperatingPoint
@@ -69,10 +69,11 @@ def fit_decisions(
         thresholds = decided_thresholds(points, job.operating_points, defaults)
         facts["thresholds_from"] = job.operating_points.decide_at or ("the model before" if before else THRESHOLD)
     offsets: tuple[float, ...] = ()
-    weights = job.loss.class_weights if isinstance(job, TrainJob) else "none"  # a site's own patients, as they come
     if scores.classes and not scores.multi_label and job.operating_points.class_offsets == "auto":
         least = job.operating_points.min_class_patients
-        chosen = choose_class_offsets(scores, min_class_patients=least, class_weights=weights, before=offsets_before)
+        chosen = choose_class_offsets(
+            scores, min_class_patients=least, weighing=ClassWeighing.of(job), before=offsets_before
+        )
         offsets, facts["class_offsets"] = chosen.offsets, chosen.facts
     return Decisions(fitted.calibration, points, thresholds, _measure(scores, fitted.out_of_fold), facts, offsets)
 

@@ -270,8 +270,7 @@ def _told_choice(option: str, facts: Mapping[str, Any]) -> str:
     best = facts["best"]
     value = ", ".join(f"{name} {offset:g}" for name, offset in best.items()) if isinstance(best, dict) else f"{best:g}"
     gain, low, high = facts["gain"]
-    of_weights = {"none": "accuracy", "balanced": "mean recall"}
-    metric = of_weights.get(str(facts["class_weights"]), "weighted accuracy") if option == "class_offsets" else "Dice"
+    metric = facts["measure"] if option == "class_offsets" else "Dice"
     return f"{option} {value}: {metric} {gain:+.4f} [{low:+.4f}, {high:+.4f}] on patients that it was not chosen on"
 
 

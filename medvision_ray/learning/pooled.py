@@ -22,7 +22,7 @@ from medvision_ray.evaluation.metric_rows import commit_metrics
 from medvision_ray.evaluation.samples import EvaluationSamples
 from medvision_ray.evaluation.subgroups import measure_subgroups, subgroup_values
 from medvision_ray.learning.calibrate import ValidationScores, one_against_rest
-from medvision_ray.learning.class_offsets import choose_class_offsets
+from medvision_ray.learning.class_offsets import ClassWeighing, choose_class_offsets
 from medvision_ray.learning.mask_threshold import choose
 from medvision_ray.learning.out_of_fold import BY_THRESHOLD, PIXELS
 from medvision_ray.learning.validation import THRESHOLD
@@ -122,8 +122,8 @@ def choose_pooled(rows: pd.DataFrame, job: TrainJob, classes: tuple[str, ...], m
         assert samples.labels is not None  # single-label
         truth = one_against_rest(samples.labels, len(classes))
         scores = ValidationScores(classes, False, np.asarray(samples.probabilities), truth, samples.patients)
-        least, weights = points.min_class_patients, job.loss.class_weights
-        named = choose_class_offsets(scores, min_class_patients=least, class_weights=weights)
+        least, weighing = points.min_class_patients, ClassWeighing.of(job)
+        named = choose_class_offsets(scores, min_class_patients=least, weighing=weighing)
         offsets, facts["class_offsets"] = named.offsets, named.facts
     drawn = scored[scored[BY_THRESHOLD].notna()]
     if job.mask_threshold == "auto" and len(drawn):

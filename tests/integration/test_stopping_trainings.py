@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from own_processes import processes
 
 from medvision_ray.demo.archive import PhantomArchive
 
@@ -53,23 +54,6 @@ def said(process: subprocess.Popen[str], words: Callable[[str], bool], seconds: 
     return lines
 
 
-def children_of(parent: int) -> set[int]:
-    """All descendants of a process."""
-    parents = {int(place.name): _parent(place / "stat") for place in Path("/proc").glob("[0-9]*")}
-    found = {parent}
-    while more := {child for child, of in parents.items() if of in found} - found:
-        found |= more
-    return found - {parent}
-
-
-def _parent(stat: Path) -> int:
-    """0 where the process has just ended."""
-    try:
-        return int(stat.read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return 0
-
-
 @pytest.mark.parametrize(
     ("kind", "number"),
     [
@@ -86,32 +70,25 @@ def test_a_training_that_is_told_to_stop_ends_with_its_ray(
 ) -> None:
     config = tmp_path / "job.yaml"
     config.write_text(yaml.safe_dump(settings(kind, phantom, tmp_path / "output")))
-    command = [
-        sys.executable,
-        "-m",
-        "medvision_ray.cli",
-        "tune" if kind == "tune" else "train",
-        "--config",
-        str(config),
-    ]
+    job = "tune" if kind == "tune" else "train"
+    command = [sys.executable, "-m", "medvision_ray.cli", job, "--config", str(config)]
+    before = set(processes("ray"))
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         lines = said(process, lambda line: f"epoch 1/{EPOCHS}" in line, 180)
         assert f"epoch 1/{EPOCHS}" in lines[-1], "".join(lines)
-        started_by_it = children_of(process.pid)
-        assert started_by_it
-        told = time.monotonic()
+        started = set(processes("ray")) - before
+        assert len(started) > 3  # the program, and what it has started
         process.send_signal(number)
         rest = said(process, lambda _: False, SECONDS)
         assert process.wait(SECONDS) == 128 + number, "".join(rest)
-        assert time.monotonic() - told < SECONDS
     assert "the same command goes on" in rest[-1]
     until = time.monotonic() + 20
-    while any(Path(f"/proc/{one}").exists() and _runs(one) for one in started_by_it):
-        assert time.monotonic() < until, [_runs(one) for one in started_by_it]
+    while left := [title for one in started if "ray" in (title := _title(one))]:
+        assert time.monotonic() < until, left
         time.sleep(0.5)
 
 
-def _runs(number: int) -> str:
+def _title(number: int) -> str:
     """The command line of a process; empty where it has ended."""
     try:
         return Path(f"/proc/{number}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()

@@ -12,7 +12,7 @@ from scipy.special import softmax
 
 from medvision_ray.config import CalibrateJob, TrainJob, build_job
 from medvision_ray.learning.calibrate import ValidationScores, one_against_rest
-from medvision_ray.learning.class_offsets import choose_class_offsets, fit_offsets, image_weights
+from medvision_ray.learning.class_offsets import ClassWeighing, choose_class_offsets, fit_offsets
 from medvision_ray.learning.decisions import fit_decisions
 from medvision_ray.operating_points import named_class
 
@@ -96,27 +96,53 @@ def test_a_balanced_fit_does_not_bring_the_shares_of_the_classes_back() -> None:
     labels = rng.choice(3, size=12_000, p=(0.7, 0.2, 0.1))
     seen = rng.normal(0, 1, (12_000, 3)) + 1.5 * np.eye(3)[labels]  # evidence, the same for a patient of each class
     stated = softmax(1.5 * seen, axis=1)  # Bayes for equal shares: a Gaussian's log ratio is linear with this slope
-    balanced = np.array(fit_offsets(stated, labels, image_weights(labels, 3, "balanced")))
+    balanced = np.array(fit_offsets(stated, labels, ClassWeighing(balanced=True).of_images(labels, 3)))
     np.testing.assert_allclose(balanced - balanced[0], 0, atol=0.12)
-    plain = np.array(fit_offsets(stated, labels, image_weights(labels, 3, "none")))
+    plain = np.array(fit_offsets(stated, labels, ClassWeighing().of_images(labels, 3)))
     np.testing.assert_allclose(plain - plain[0], np.log([1, 0.2 / 0.7, 0.1 / 0.7]), atol=0.12)
-    given = fit_offsets(stated, labels, image_weights(labels, 3, (1 / 0.7, 1 / 0.2, 1 / 0.1)))
+    given = fit_offsets(stated, labels, ClassWeighing(given=(1 / 0.7, 1 / 0.2, 1 / 0.1)).of_images(labels, 3))
     np.testing.assert_allclose(np.array(given) - given[0], 0, atol=0.12)
 
 
 def test_the_gain_of_a_balanced_fit_is_in_mean_recall() -> None:
     scores = skewed(300)
     labels = scores.truth.argmax(axis=1)
-    found = choose_class_offsets(scores, min_class_patients=5, class_weights="balanced")
-    assert found.facts["class_weights"] == "balanced"
+    found = choose_class_offsets(scores, min_class_patients=5, weighing=ClassWeighing(balanced=True))
+    assert found.facts["measure"] == "mean recall"
     before, after = (
         np.mean([(named_class(scores.probabilities, offsets) == labels)[labels == k].mean() for k in range(3)])
         for offsets in ((), found.offsets)
     )
     assert found.facts["gain"][0] == pytest.approx(after - before, abs=0.02)
     plain = choose_class_offsets(scores, min_class_patients=5)
-    assert plain.facts["class_weights"] == "none"
+    assert plain.facts["measure"] == "accuracy"
     assert plain.facts["gain"] != found.facts["gain"]
+
+
+@pytest.mark.parametrize(
+    ("training", "weighing", "measure"),
+    [
+        ({}, ClassWeighing(balanced=True), "mean recall"),
+        ({"loss": {"class_weights": "none"}}, ClassWeighing(), "accuracy"),
+        ({"loss": {"class_weights": "none"}, "sampling": "balanced"}, ClassWeighing(balanced=True), "mean recall"),
+        ({"loss": {"class_weights": [1, 2, 3]}}, ClassWeighing(given=(1, 2, 3)), "weighted accuracy"),
+        (
+            {"loss": {"class_weights": [1, 2, 3]}, "sampling": "balanced"},
+            ClassWeighing(balanced=True, given=(1, 2, 3)),
+            "weighted accuracy",
+        ),
+    ],
+)
+def test_classes_weigh_as_loss_and_sampling_have_them(
+    training: dict[str, Any], weighing: ClassWeighing, measure: str
+) -> None:
+    job = build_job(TrainJob, {"output": "o", "labels": {"table": "t.csv"}, **training}, "the test")
+    assert ClassWeighing.of(job) == weighing
+    assert weighing.measure == measure
+    labels = np.repeat([0, 1, 2], [60, 30, 10])
+    sums = np.bincount(labels, weighing.of_images(labels, 3))
+    expected = np.array([1, 1, 1] if weighing.balanced else [60, 30, 10]) * np.array(weighing.given or [1, 1, 1])
+    np.testing.assert_allclose(sums / sums.sum(), expected / expected.sum())
 
 
 @pytest.mark.parametrize("job", [TrainJob, CalibrateJob])
@@ -128,7 +154,7 @@ def test_a_training_fits_them_where_it_is_asked_to_and_a_site_unless_it_says_non
 
     asked = fitted(class_offsets="auto")
     assert len(asked.class_offsets) == 3
-    assert asked.facts["class_offsets"]["class_weights"] == ("none" if job is CalibrateJob else "balanced")
+    assert asked.facts["class_offsets"]["measure"] == ("accuracy" if job is CalibrateJob else "mean recall")
     assert fitted() == (asked if job is CalibrateJob else fitted(class_offsets="none"))
     assert fitted(class_offsets="none").class_offsets == ()
     assert "class_offsets" not in fitted(class_offsets="none").facts

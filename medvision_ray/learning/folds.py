@@ -8,7 +8,6 @@ import math
 import statistics
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from medvision_ray import storage
 from medvision_ray.bundle import Bundle
-from medvision_ray.cluster import cluster_cpus, cluster_gpus, ray_session
+from medvision_ray.cluster import cluster_cpus, cluster_gpus, ray_session, waiting_threads
 from medvision_ray.config import TrainJob
 from medvision_ray.ensemble import save_ensemble
 from medvision_ray.errors import ConfigError, UsageError
@@ -161,19 +160,9 @@ def fold_table(table: LabelTable, fold_of: NDArray[np.int64], fold: int) -> Labe
 
 
 def _train_all(study: _Study, progress: Progress) -> list[Bundle]:
-    pool = ThreadPoolExecutor(study.at_once, "medvision-fold")
-    stopped = True
-    try:
-        futures = [pool.submit(_train_fold, study, number, progress) for number in range(1, study.job.folds + 1)]
-        found = [future.result() for future in futures]
-        stopped = False
-    except Exception:
-        stopped = False  # of a fold that failed: those that run go on to their end, and are kept
-        raise
-    finally:
-        # Interrupted or told to stop nothing is waited for: Ray ends with the session, and checkpoints are there.
-        pool.shutdown(wait=not stopped, cancel_futures=True)
-    return found
+    with waiting_threads("medvision-fold", study.at_once) as threads:
+        futures = [threads.submit(_train_fold, study, number, progress) for number in range(1, study.job.folds + 1)]
+        return [future.result() for future in futures]
 
 
 def _train_fold(study: _Study, number: int, progress: Progress) -> Bundle:

@@ -22,7 +22,7 @@ import torch
 import yaml
 
 from medvision_ray import storage
-from medvision_ray.cluster import cluster_cpus, cluster_gpus, interruptible, ray_session
+from medvision_ray.cluster import cluster_cpus, cluster_gpus, ray_session
 from medvision_ray.config import TrainJob, TuneJob
 from medvision_ray.errors import MedVisionError, UsageError
 from medvision_ray.learning.alone import HISTORY, train_alone
@@ -198,7 +198,7 @@ def _run(job: TuneJob, base: TrainJob, folder: str, trials: _Trials, progress: P
             callbacks=[_teller(progress)],
         ),
     )
-    found = interruptible(tuner.fit)
+    found = tuner.fit()
     storage.delete_tree(state)
     return {int(one.config["trial"]) for one in found if one.error is not None}
 

@@ -48,6 +48,14 @@ def _interrupt_soon() -> None:
     threading.Timer(1.5, signal.pthread_kill, [main, signal.SIGINT]).start()
 
 
+@pytest.fixture(autouse=True)
+def _interrupts_are_heard() -> Iterator[None]:
+    """What a shell starts in the background ignores SIGINT, and so do these tests there."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def _left(name: str) -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith(name)]
 

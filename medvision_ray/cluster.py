@@ -117,7 +117,7 @@ def waiting_threads(name: str, at_once: int) -> Iterator[ThreadPoolExecutor]:
     """Threads that wait for Ray. What was submitted ends with the block, and is let go where the block is interrupted.
 
     A thread that still waits for Ray when the session ends meets a core that is gone, and then Ray ends the whole program
-    at once with code 1 and without a word (in two of eleven stops, Ray 2.60).
+    at once with code 1 and without a word, now and then (Ray 2.60).
 
     Args:
         name: of the threads, as none other in this process begins.
@@ -137,7 +137,7 @@ def waiting_threads(name: str, at_once: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def _let_go(name: str) -> None:
-    """End what threads of this name wait for in Ray, until they have ended.
+    """End what threads of this name wait for in Ray, until they have ended or `_LET_GO_SECONDS` have passed.
 
     `trainer.fit` keeps the actor that it waits for to itself, so it is looked up where the thread stands.
     """

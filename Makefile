@@ -66,7 +66,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Every benchmark and one table; about an hour on two quiet cores. ARGS are the script's options.
+# The benchmarks of scoring, tables, decoding, start-up and a training's speed, and one table; about an hour on two quiet cores. ARGS are the script's options.
 bench: $(STAMP)
 	$(BIN)/python benchmarks/all.py $(ARGS)
 

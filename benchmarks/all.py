@@ -1,4 +1,4 @@
-"""Every benchmark one after the other, and one table of what came out: `make bench`.
+"""The benchmarks of scoring, tables, decoding, start-up and a training's speed in turn, and one table of what came out: `make bench`.
 
 Takes about an hour on two quiet cores (and three minutes more the first time, to make a million committed rows).
 Each figure stands beside its peer, measured in the same run; a figure without a result file has not been measured.

@@ -13,6 +13,7 @@ from typing import Any
 from facts import RESULTS
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from training_folds import best_of_folds, difference
 
 from medvision_ray.reporting.plotting import INK, PALETTE, SOFT, styled, to_svg
 
@@ -107,7 +108,7 @@ def chest_models() -> list[tuple[str, list[dict[str, Any]]]]:
 
 
 def hybrid() -> Figure:
-    """The hybrid against each task alone, paired over patients."""
+    """The hybrid against each task alone, paired over patients; of another encoder, over folds."""
     rows = []
     for name, pair, rival in PAIRED:
         found = recorded(name)["pairs"][pair]
@@ -120,8 +121,13 @@ def hybrid() -> Figure:
             for metric, text in PAIRED_METRICS.items()
             if (row := found["figures"].get(metric)) is not None
         ]
-    figure = Figure(figsize=(9, 3.6))
+    lite = difference(
+        best_of_folds(recorded("training_lite")), "brain_lite_hybrid", "brain_lite_segmentation", "val_dice"
+    )
+    name = f"Dice against segmentation alone, another encoder, {len(lite.each)} folds"
+    figure = Figure(figsize=(9, 4.0))
     axes = figure.subplots()
+    rows.append((name, lite.mean, *lite.interval))
     whiskers(axes, rows, sign="+")
     axes.axvline(0, color=SOFT, linewidth=1.2)
     axes.set(title="Brain MRI: what the hybrid gains and loses", ylim=(len(rows) - 0.5, -0.7))

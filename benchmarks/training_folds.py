@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,24 +34,46 @@ def best_of_folds(result: dict[str, Any]) -> dict[str, dict[str, dict[str, float
     return found
 
 
+@dataclass(frozen=True)
+class Difference:
+    """One recipe less another, over the folds of both.
+
+    Attributes:
+        levels: their means.
+        each: the difference in each fold.
+        interval: 95 %, Student's, over folds.
+    """
+
+    levels: tuple[float, float]
+    each: tuple[float, ...]
+    mean: float
+    interval: tuple[float, float]
+
+
+def difference(found: dict[str, dict[str, dict[str, float]]], ours: str, theirs: str, metric: str) -> Difference:
+    """The difference in a metric over the folds that `best_of_folds` has of both recipes."""
+    folds = sorted(found[ours].keys() & found[theirs].keys())
+    pairs = [(found[ours][fold][metric], found[theirs][fold][metric]) for fold in folds]
+    each = tuple(one - other for one, other in pairs)
+    middle = statistics.mean(each)
+    reach = float(student.ppf(0.975, len(each) - 1)) * statistics.stdev(each) / len(each) ** 0.5
+    levels = statistics.mean(one for one, _ in pairs), statistics.mean(other for _, other in pairs)
+    return Difference(levels, each, middle, (middle - reach, middle + reach))
+
+
 def main() -> None:
-    """Print means, the mean difference and its 95 % interval (Student, over folds)."""
+    """Print means, the mean difference and its interval."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="?", type=Path, default=RESULTS / "training_lite.json")
     found = best_of_folds(json.loads(parser.parse_args().results.read_text()))
     rows = []
     for ours, theirs, metrics in PAIRS:
-        folds = sorted(found[ours].keys() & found[theirs].keys())
         for metric in metrics:
-            pairs = [(found[ours][fold][metric], found[theirs][fold][metric]) for fold in folds]
-            differences = [one - other for one, other in pairs]
-            middle = statistics.mean(differences)
-            reach = student.ppf(0.975, len(folds) - 1) * statistics.stdev(differences) / len(folds) ** 0.5
-            levels = [f"{statistics.mean(side):.3f}" for side in zip(*pairs, strict=True)]
-            each = " ".join(f"{value:+.3f}" for value in differences)
-            rows.append(
-                (theirs, metric, *levels, f"{middle:+.3f} [{middle - reach:+.3f}, {middle + reach:+.3f}]", each)
-            )
+            of_pair = difference(found, ours, theirs, metric)
+            levels = [f"{level:.3f}" for level in of_pair.levels]
+            each = " ".join(f"{value:+.3f}" for value in of_pair.each)
+            low, high = of_pair.interval
+            rows.append((theirs, metric, *levels, f"{of_pair.mean:+.3f} [{low:+.3f}, {high:+.3f}]", each))
     print_table(("against", "metric", PAIRS[0][0], "other", "difference", "each fold"), rows)
 
 

@@ -2,7 +2,7 @@
 
 Each constant names the recorded measurement that it is taken from (benchmarks/results/) or says that it is
 assumed. Rates are of this package on 2 virtual cores of an AMD EPYC; another processor moves all of them.
-docs/scaling.md has the model, how far it agrees with whole runs, and what breaks first.
+docs/scaling.md has the model, what of it was never checked, and what breaks first.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def said(process: subprocess.Popen[str], words: Callable[[str], bool], seconds: 
     [
         ("train", signal.SIGTERM),
         ("train", signal.SIGINT),
-        pytest.param("folds", signal.SIGTERM, marks=pytest.mark.core),
+        ("folds", signal.SIGTERM),
         ("folds", signal.SIGINT),
         ("tune", signal.SIGTERM),
         ("tune", signal.SIGINT),

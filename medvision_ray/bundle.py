@@ -81,7 +81,8 @@ class Bundle:
         vote: how an ensemble's members are combined (`ensemble.py`); None for a single model.
         members: the bundles of an ensemble, which lie inside it; empty for a single model.
         fingerprint: distributions that scored images are held against; None in bundles of earlier versions.
-        fitted_digest: `image_digest` of each image that a calibration was fitted to after the training.
+        fitted_digest: `image_digest` of each image that chose the epoch or that something was fitted to; none in bundles of
+            earlier versions but what `medvision calibrate` added.
     """
 
     uri: str
@@ -174,6 +175,7 @@ def save_bundle(
     operating_points: Sequence[OperatingPoint] = (),
     class_offsets: Sequence[float] = (),
     fingerprint: Fingerprint | None = None,
+    fitted_digest: Iterable[str] = (),
 ) -> Bundle:
     """Write a bundle. A bundle that is there already stops being one first, so nobody reads a mixture.
 
@@ -186,6 +188,7 @@ def save_bundle(
         operating_points: chosen on validation.
         class_offsets: chosen on validation, one a class where single-label; none names the likeliest class.
         fingerprint: of the training images and validation scores; no part of the identity.
+        fitted_digest: `image_digest` of each validation image.
 
     Raises:
         BundleError: fields do not fit each other, or facts are not plain text, numbers, lists and mappings.
@@ -224,6 +227,7 @@ def save_bundle(
         train_digest=train_digest,
         files=[(_WEIGHTS, weights)],
         fingerprint=fingerprint,
+        fitted_digest=fitted_digest,
     )
 
 
@@ -250,7 +254,7 @@ def write_bundle(
         members: of an ensemble, where they are now.
         hashes: sha256 of files that bundle.yaml names besides, by path.
         fingerprint: of the training images and validation scores.
-        fitted_digest: `image_digest` of each image that a calibration was fitted to after the training.
+        fitted_digest: `image_digest` of each image that chose the epoch or that something was fitted to.
         owners: what the owner has written into the model card.
 
     Raises:

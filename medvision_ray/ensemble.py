@@ -70,6 +70,7 @@ def save_ensemble(
         trained={**(facts or {}), **_facts(flat)},
         metrics=metrics or {},
         train_digest=sorted({digest for member in flat for digest in member.train_digest}),
+        fitted_digest=sorted({digest for member in flat for digest in member.fitted_digest}),
         files=member_contents(flat),
         members=flat,
         hashes=member_hashes(flat),

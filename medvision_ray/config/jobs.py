@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
@@ -25,6 +26,7 @@ from medvision_ray.config.sections import (
 
 Subgroup = Literal["patient_sex", "patient_age_band", "manufacturer", "modality", "mask_size"]
 SUBGROUPS: tuple[Subgroup, ...] = get_args(Subgroup)
+_DATASET = re.compile(r"(?!\.{1,2}$)[^/\\\x00-\x1f\x7f]{1,128}")
 
 
 class TrainJob(Section):
@@ -257,6 +259,23 @@ class EvaluateJob(Section):
     """Whom to tell how the job ended."""
     logging: LoggingConfig = LoggingConfig()
     """What standard error carries."""
+
+    @model_validator(mode="after")
+    def _names(self) -> EvaluateJob:
+        if self.dataset is not None and not _DATASET.fullmatch(self.dataset):
+            raise ValueError(
+                "`dataset` must be a name of 1 to 128 characters without slashes and control characters, since files are called "
+                f"by it, not {self.dataset!r}"
+            )
+        taken = {*self.subgroups, "all", "drift"}
+        for name in self.subgroup_columns:
+            if name in taken:
+                raise ValueError(
+                    f"`subgroup_columns` must not name a group that is there already, but has {name!r}; rename the column of the "
+                    "label table, or take the name out of `subgroups`"
+                )
+            taken.add(name)
+        return self
 
 
 class CalibrateJob(Section):

@@ -13,7 +13,7 @@ from medvision_ray import storage, tables
 from medvision_ray.archive.inventory import Inventory, list_uris, only_new
 from medvision_ray.bundle import Bundle, image_digest
 from medvision_ray.config import EvaluateJob
-from medvision_ray.errors import LabelError, MedVisionError
+from medvision_ray.errors import ConfigError, LabelError, MedVisionError
 from medvision_ray.evaluation.mask_pairs import measure_masks
 from medvision_ray.evaluation.samples import EvaluationSamples
 from medvision_ray.evaluation.segmentation import dice_per_image
@@ -115,16 +115,18 @@ def join_split(job: EvaluateJob, bundle: Bundle, say: Reporter) -> JoinedSplit:
 
     Raises:
         LabelError: the split is empty, was trained on, or its classes are not the bundle's.
+        ConfigError: masks are to be compared and not to be kept.
         MedVisionError: the images could not be scored.
     """
-    table = load_labels(job.labels, job.subgroup_columns).select(job.split)
+    whole = load_labels(job.labels, job.subgroup_columns)
+    table = whole.select(job.split)
     _check(job, bundle, table)
     dataset = job.dataset or storage.absolute(job.labels.table).rsplit("/", 2)[-2]
     names = address_pseudonymiser(job.privacy)
     listed = list_uris(table.uris, names)
     plan = RunPlan("evaluate", f"{storage.absolute(job.labels.table)}#{job.split}", job)
     run = execute(plan, lambda found: only_new(listed, job.output, found.model_id), say)
-    frame = _join(job, bundle, table, listed)
+    frame = _join(job, bundle, table, listed).assign(row=np.flatnonzero(whole.splits == job.split))
     failed = int(frame["predicted_label"].isna().sum()) if bundle.classes else int(frame["height"].isna().sum())
     return JoinedSplit(dataset, table, frame, failed, run, names)
 
@@ -145,6 +147,20 @@ def _check(job: EvaluateJob, bundle: Bundle, table: LabelTable) -> None:
             f"Expected classes of the bundle ({', '.join(bundle.classes)}) in {job.labels.table}, but it has others too: "
             f"{', '.join(sorted(set(table.classes) - set(bundle.classes)))}."
         )
+    if bundle.classes and table.classes and bundle.multi_label != table.multi_label:
+        wanted, got = ("findings that may occur together", "one label an image")[:: 1 if bundle.multi_label else -1]
+        raise LabelError(
+            f"Expected {wanted}, as {bundle.model_id} was trained on, but {job.labels.table} is read as {got}. Set "
+            + (
+                "`labels.findings` to its columns."
+                if bundle.multi_label
+                else "`labels.label_column`, and no `labels.findings`."
+            )
+        )
+    if bundle.architecture.segmentation and not job.scoring.save_masks and any(table.masks):
+        raise ConfigError(
+            "Expected `scoring.save_masks: true` where masks are compared with true ones, but it is false."
+        )
     trained = set(bundle.train_digest)
     names = address_pseudonymiser(job.privacy)
     if names is None and bundle.trained.get("image_digests") == "hashed":
@@ -161,8 +177,8 @@ def _check(job: EvaluateJob, bundle: Bundle, table: LabelTable) -> None:
     fitted = _seen(table, names, set(bundle.fitted_digest)) if job.split == "test" else 0
     if fitted:
         raise LabelError(
-            f"Expected test images that nothing of {bundle.model_id} was fitted to, but its calibration and operating "
-            f"points were fitted to {fitted} of {len(table)}. Measure on others, or the bundle before `medvision calibrate`."
+            f"Expected test images that nothing of {bundle.model_id} was fitted to, but {fitted} of {len(table)} were in the val "
+            "split that chose its epoch and what it decides by, or in that of `medvision calibrate`. Measure on others."
         )
 
 

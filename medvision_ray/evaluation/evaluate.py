@@ -16,14 +16,13 @@ from medvision_ray.bundle import Bundle, load_bundle
 from medvision_ray.config import EvaluateJob
 from medvision_ray.evaluation.collect import Collected, collect
 from medvision_ray.evaluation.measure import MetricRow, measure
-from medvision_ray.evaluation.metric_rows import commit_metrics
+from medvision_ray.evaluation.metric_rows import commit_metrics, latest_key
 from medvision_ray.evaluation.subgroups import measure_subgroups, subgroup_values
-from medvision_ray.learning.labels import LabelTable
 from medvision_ray.logs import Reporter
 from medvision_ray.privacy import Pseudonymiser
 from medvision_ray.scoring.summary import RunSummary
 
-_METRICS_VERSION = "2"  # part of the key: an evaluation of an earlier version is measured again
+_METRICS_VERSION = "3"  # part of the key: an evaluation of an earlier version is measured again
 _SETTINGS = (
     "resamples",
     "seed",
@@ -84,7 +83,7 @@ def evaluate(job: EvaluateJob, say: Reporter) -> Evaluation:
             seed=job.seed,
         ),
     )
-    key = _key(job, bundle, found.dataset, found.table)
+    key = latest_key(job.output, _key(job, bundle, found), bundle.model_id, found.dataset, job.split)
     commit_metrics(job.output, rows, key=key, model_id=bundle.model_id, dataset=found.dataset, split=job.split)
     details = storage.join(job.output, "evaluations", bundle.model_id, f"{found.dataset}-{job.split}.parquet")
     _write_details(details, bundle, _with_shares(found), found.names)
@@ -98,13 +97,20 @@ def _failed_row(found: Collected) -> MetricRow:
     return MetricRow("all", "all", "failed_images", float(found.failed), None, None, found.images, found.patients)
 
 
-def _key(job: EvaluateJob, bundle: Bundle, dataset: str, table: LabelTable) -> str:
+def _key(job: EvaluateJob, bundle: Bundle, found: Collected) -> str:
+    """Names what the metrics were made of, so that the same again is committed once and anything else beside it.
+
+    Of patients goes in whose images belong together, and not who they are.
+    """
+    table = found.table
     text = "\n".join(
-        [_METRICS_VERSION, bundle.model_id, dataset, job.split, *[str(getattr(job, name)) for name in _SETTINGS]]
+        [_METRICS_VERSION, bundle.model_id, found.dataset, job.split, *[str(getattr(job, name)) for name in _SETTINGS]]
         + [*table.uris, *[cell for cells in table.columns.values() for cell in cells]]
         + [str(value) for value in table.labels.tolist()]
         + ([] if table.targets is None else [table.targets.tobytes().hex()])
         + [str(mask) for mask in table.masks]
+        + [str(number) for number in pd.factorize(np.array(table.patients, dtype=object))[0]]
+        + [str(image) for image in found.scored["image_id"]]
     )
     return f"metrics-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 

@@ -24,6 +24,9 @@ Statistic = Callable[[NDArray[np.float64]], Mapping[Key, NDArray[np.float64]]]
 LIMITS_PERCENT = (2.5, 97.5)
 """Percentiles of the resamples that bound an interval: 95 % lie inside."""
 
+FEWEST_PATIENTS = 5
+"""A metric that rests on fewer patients has no interval (see `carriers`)."""
+
 _CHUNK_WEIGHTS = 1 << 17  # 1 MiB of float64 at a time: the passes over a chunk stay in the cache
 _NO_SPREAD = 1e-12
 
@@ -59,21 +62,27 @@ def patient_weights(patients: NDArray[np.str_], *, resamples: int, seed: int) ->
 
 
 def bootstrap_intervals(
-    statistic: Statistic, patients: NDArray[np.str_], *, resamples: int, seed: int
+    statistic: Statistic,
+    patients: NDArray[np.str_],
+    *,
+    resamples: int,
+    seed: int,
+    carriers: Mapping[Key, int] | None = None,
 ) -> dict[Key, tuple[float, float] | None]:
     """Percentile interval of each metric.
 
     Resamples in which a metric is undefined are left out. There is no interval (None) where
-    `resamples` is 0, where there is one patient only, where more than half of the resamples leave
-    the metric undefined, and where all of them give the same value: a perfect score, or a class
-    with one patient, would otherwise get an interval of width 0, which claims a certainty that the
-    bootstrap can't know of.
+    `resamples` is 0, where there are fewer than `FEWEST_PATIENTS`, where more than half of the resamples leave
+    the metric undefined, and where all of them give the same value: a perfect score would otherwise get an
+    interval of width 0, which claims a certainty that the bootstrap can't know of.
 
     Args:
         statistic: the metrics as a function of weights.
         patients: shape `(n,)`, whose image each is.
         resamples: number of resamples.
         seed: seed of the draw.
+        carriers: how many of the patients a metric rests on, where it is not all of them; of fewer than
+            `FEWEST_PATIENTS` it has no interval.
 
     Returns:
         Lower and upper limit per metric; no entry for any metric where there are no resamples.
@@ -83,13 +92,14 @@ def bootstrap_intervals(
     """
     if resamples < 0:
         raise MedVisionError(f"Expected `resamples` to be 0 or more, but got {resamples}.")
-    if np.unique(patients).size < 2:
+    if np.unique(patients).size < FEWEST_PATIENTS:
         return {}
+    few = {key for key, count in (carriers or {}).items() if count < FEWEST_PATIENTS}
     chunks: dict[Key, list[NDArray[np.float64]]] = {}
     for weights in patient_weights(patients, resamples=resamples, seed=seed):
         for key, values in statistic(weights).items():
             chunks.setdefault(key, []).append(values)
-    return {key: percentile_interval(np.concatenate(values)) for key, values in chunks.items()}
+    return {key: None if key in few else percentile_interval(np.concatenate(values)) for key, values in chunks.items()}
 
 
 def mean_interval(

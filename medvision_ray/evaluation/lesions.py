@@ -48,14 +48,12 @@ def match_lesions(truth: NDArray[np.bool_], predicted: NDArray[np.bool_], min_io
     """
     true_parts, true_count = label(truth, _TOUCHING)
     found_parts, found_count = label(predicted, _TOUCHING)
-    pairs = true_parts.astype(np.int64) * (found_count + 1) + found_parts
-    shared = np.bincount(pairs.reshape(-1), minlength=(true_count + 1) * (found_count + 1))
-    shared = shared.reshape(true_count + 1, found_count + 1)
-    overlap = shared[1:, 1:]
-    union = shared[1:].sum(axis=1)[:, None] + shared[:, 1:].sum(axis=0)[None] - overlap
-    matched = (overlap > 0) & (overlap >= min_iou * union)
+    both = truth & predicted
+    pairs, overlap = np.unique(np.stack([true_parts[both], found_parts[both]]), axis=1, return_counts=True)
+    areas = np.bincount(true_parts.reshape(-1))[pairs[0]], np.bincount(found_parts.reshape(-1))[pairs[1]]
+    matched = pairs[:, overlap >= min_iou * (areas[0] + areas[1] - overlap)]  # only pairs that touch: few
     return LesionCounts(
         true=int(true_count),
-        detected=int(matched.any(axis=1).sum()),
-        false_positives=int(found_count - matched.any(axis=0).sum()),
+        detected=int(np.unique(matched[0]).size),
+        false_positives=int(found_count - np.unique(matched[1]).size),
     )

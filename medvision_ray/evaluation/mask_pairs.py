@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from medvision_ray import storage
 from medvision_ray.config import EvaluateJob
-from medvision_ray.errors import LabelError
+from medvision_ray.errors import LabelError, MedVisionError
 from medvision_ray.evaluation.lesions import match_lesions
 from medvision_ray.evaluation.mask_detail import MaskDetail
 from medvision_ray.evaluation.surfaces import surface_agreement
 from medvision_ray.imaging.decode import decode
 from medvision_ray.imaging.geometry import SpacingSource
+from medvision_ray.learning.splits import row_numbers
 from medvision_ray.scoring.masks import decode_mask
 
 _THREADS = 4
@@ -47,11 +48,13 @@ def measure_masks(job: EvaluateJob, scored: pd.DataFrame) -> MaskPairs:
     """Read and compare the masks of images of one frame.
 
     Args:
-        scored: a row an image, with `mask_uri`, the predicted mask, and the spacing.
+        scored: a row an image, with its `row` of the label table from 0, `mask_uri`, the predicted mask, and the spacing.
 
     Raises:
-        LabelError: a true mask has another shape than its image.
+        LabelError: a true mask has another shape than its image, or several frames.
+        MedVisionError: masks were drawn and not kept.
     """
+    _check_kept(scored)
     spacings = [true_spacing_mm(row.spacing_mm, row.spacing_source) for row in scored.itertuples()]
 
     def measure_one(entry: tuple[Any, tuple[float, float] | None]) -> tuple[float, ...]:
@@ -99,13 +102,29 @@ def true_spacing_mm(spacing: Any, source: Any) -> tuple[float, float] | None:
     return float(spacing[0]), float(spacing[1])
 
 
+def _check_kept(scored: pd.DataFrame) -> None:
+    """What was drawn and not kept must not pass for nothing drawn."""
+    compared = scored["mask_uri"].notna() & (scored["frames"] == 1)
+    lost = int((compared & scored["mask_box"].notna() & scored["mask"].isna()).sum())
+    if lost:
+        raise MedVisionError(
+            f"Expected the predicted masks of {int(compared.sum())} images with a true one, but {lost} rows were written with "
+            "`save_masks: false`. Measure into an output of its own, where the images are scored again."
+        )
+
+
 def _masks(job: EvaluateJob, row: Any) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     shape = (int(row.height), int(row.width))
     data = storage.read_bytes(row.mask_uri, max_bytes=job.decode.max_bytes)
-    truth = decode(data, job.decode).pixels[0] != 0
+    mask = decode(data, job.decode)
+    if mask.frames != 1:
+        raise LabelError(
+            f"Expected a mask of one frame like its image, but got {mask.frames} ({row_numbers([row.row])})."
+        )
+    truth = mask.pixels[0] != 0
     if truth.shape != shape:
         raise LabelError(
-            f"Expected a mask of {shape} pixels like its image, but got {truth.shape}; row {row.Index + 2}."
+            f"Expected a mask of {shape} pixels like its image, but got {truth.shape} ({row_numbers([row.row])})."
         )
     box = tuple(int(value) for value in row.mask_box) if row.mask_box is not None else None
     return truth, decode_mask(row.mask, box, shape)

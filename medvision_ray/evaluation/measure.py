@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from medvision_ray.errors import MedVisionError
 from medvision_ray.evaluation.at_points import at_points
+from medvision_ray.evaluation.carriers import class_carriers, overlap_carriers, ratio_carriers
 from medvision_ray.evaluation.classification import (
     OneVsRest,
     calibration_errors,
@@ -119,10 +120,13 @@ def measurable(samples: EvaluationSamples) -> bool:
 
 
 def _classification_rows(view: OneVsRest, resamples: int, seed: int) -> Iterator[MetricRow]:
-    intervals = bootstrap_intervals(weighted_metrics(view), view.patients, resamples=resamples, seed=seed)
+    plain = plain_metrics(view)
+    intervals = bootstrap_intervals(
+        weighted_metrics(view), view.patients, resamples=resamples, seed=seed, carriers=class_carriers(view, plain)
+    )
     images = {name: view.known[:, k] for k, name in enumerate(view.classes)}
     every = view.known.any(axis=1)
-    for (class_name, metric), value in (plain_metrics(view) | calibration_errors(view)).items():
+    for (class_name, metric), value in (plain | calibration_errors(view)).items():
         interval = intervals.get((class_name, metric))
         yield _row(class_name, metric, value, interval, view.patients[images.get(class_name, every)])
     for k, true in enumerate(view.classes):
@@ -140,7 +144,9 @@ def _classification_rows(view: OneVsRest, resamples: int, seed: int) -> Iterator
 def _segmentation_rows(view: MaskView, resamples: int, seed: int) -> Iterator[MetricRow]:
     # Only patients who have a true mask are drawn: others can't change a mean over true masks.
     inside = view.take(view.marked)
-    intervals = bootstrap_intervals(weighted_overlaps(inside), inside.patients, resamples=resamples, seed=seed)
+    intervals = bootstrap_intervals(
+        weighted_overlaps(inside), inside.patients, resamples=resamples, seed=seed, carriers=overlap_carriers(inside)
+    )
     member = dict(zip(inside.groups, inside.members.T, strict=True))
     for (group, metric), value in plain_overlaps(view).items():
         yield _row(group, metric, value, intervals.get((group, metric)), inside.patients[member[group]])
@@ -165,7 +171,8 @@ def _segmentation_rows(view: MaskView, resamples: int, seed: int) -> Iterator[Me
 
 
 def _ratio_rows(ratios: Ratios, patients: NDArray[np.str_], resamples: int, seed: int) -> Iterator[MetricRow]:
-    intervals = bootstrap_intervals(ratios.weighted(), patients, resamples=resamples, seed=seed)
+    carriers = ratio_carriers(ratios, patients)
+    intervals = bootstrap_intervals(ratios.weighted(), patients, resamples=resamples, seed=seed, carriers=carriers)
     for place, ((group, metric), value) in enumerate(ratios.plain().items()):
         yield _row(group, metric, value, intervals.get((group, metric)), patients[ratios.denominators[:, place] > 0])
 

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from medvision_ray.errors import MedVisionError
 from medvision_ray.evaluation.at_points import at_points
+from medvision_ray.evaluation.carriers import class_carriers, overlap_carriers, ratio_carriers
 from medvision_ray.evaluation.classification import OneVsRest, one_vs_rest, plain_metrics, right, weighted_metrics
 from medvision_ray.evaluation.intervals import Key, Statistic, bootstrap_intervals
-from medvision_ray.evaluation.mask_detail import over_all, over_marked
+from medvision_ray.evaluation.mask_detail import Ratios, over_all, over_marked
 from medvision_ray.evaluation.paired_tests import AurocTest, McNemarTest, delong_test, mcnemar_test
 from medvision_ray.evaluation.samples import EvaluationSamples
 from medvision_ray.evaluation.segmentation import mask_view, plain_overlaps, weighted_overlaps
@@ -67,6 +68,7 @@ class _Part:
     patients: NDArray[np.str_]
     plain: dict[Key, float]
     weighted: Statistic
+    carriers: dict[Key, int]
 
 
 def compare_samples(model: EvaluationSamples, baseline: EvaluationSamples, *, resamples: int, seed: int) -> Comparison:
@@ -118,20 +120,26 @@ def _check_paired(model: EvaluationSamples, baseline: EvaluationSamples) -> None
 def _parts(samples: EvaluationSamples) -> dict[str, _Part]:
     parts: dict[str, _Part] = {}
     if (view := one_vs_rest(samples)) is not None:
-        parts["classes"] = _Part(view.patients, plain_metrics(view), weighted_metrics(view))
+        plain = plain_metrics(view)
+        parts["classes"] = _Part(view.patients, plain, weighted_metrics(view), class_carriers(view, plain))
         if samples.operating_points:
-            ratios = at_points(view, samples.operating_points)
-            parts["points"] = _Part(view.patients, ratios.plain(), ratios.weighted())
+            parts["points"] = _ratio_part(at_points(view, samples.operating_points), view.patients)
     if (masks := mask_view(samples)) is None:
         return parts
     inside = masks.take(masks.marked)
-    parts["overlaps"] = _Part(inside.patients, plain_overlaps(inside), weighted_overlaps(inside))
+    parts["overlaps"] = _Part(
+        inside.patients, plain_overlaps(inside), weighted_overlaps(inside), overlap_carriers(inside)
+    )
     if masks.detail is not None and inside.detail is not None:
         marked = over_marked(inside.detail, inside.groups, inside.members)
         every = over_all(masks.detail, masks.groups, masks.members)
-        parts["outlines"] = _Part(inside.patients, marked.plain(), marked.weighted())
-        parts["lesions"] = _Part(masks.patients, every.plain(), every.weighted())
+        parts["outlines"] = _ratio_part(marked, inside.patients)
+        parts["lesions"] = _ratio_part(every, masks.patients)
     return parts
+
+
+def _ratio_part(ratios: Ratios, patients: NDArray[np.str_]) -> _Part:
+    return _Part(patients, ratios.plain(), ratios.weighted(), ratio_carriers(ratios, patients))
 
 
 def _differences(ours: _Part, theirs: _Part, resamples: int, seed: int) -> Iterator[Difference]:
@@ -141,7 +149,8 @@ def _differences(ours: _Part, theirs: _Part, resamples: int, seed: int) -> Itera
         one, other = ours.weighted(weights), theirs.weighted(weights)
         return {key: one[key] - other[key] for key in shared}
 
-    intervals = bootstrap_intervals(statistic, ours.patients, resamples=resamples, seed=seed)
+    carriers = {key: min(ours.carriers[key], theirs.carriers[key]) for key in shared}
+    intervals = bootstrap_intervals(statistic, ours.patients, resamples=resamples, seed=seed, carriers=carriers)
     for key in shared:
         value, baseline = (None if np.isnan(part.plain[key]) else part.plain[key] for part in (ours, theirs))
         difference = None if value is None or baseline is None else value - baseline

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest, norm, rankdata
 
+from medvision_ray.evaluation.intervals import FEWEST_PATIENTS
+
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
@@ -61,21 +63,19 @@ def delong_test(scores: Floats, baseline: Floats, positive: Bools, patients: NDA
         patients: shape `(n,)`.
 
     Returns:
-        None where fewer than two patients have a positive image, or fewer than two a negative one.
+        None where fewer than five patients (`intervals.FEWEST_PATIENTS`) have a positive image, or a negative one.
 
     Examples:
-        >>> positive = np.array([True, True, True, False, False, False])
-        >>> test = delong_test(
-        ...     np.array([0.9, 0.8, 0.7, 0.3, 0.2, 0.75]), np.array([0.6, 0.4, 0.9, 0.5, 0.1, 0.7]), positive,
-        ...     np.arange(6).astype(str),
-        ... )
+        >>> scores, baseline = np.array([[0.9, 0.8, 0.7, 0.3, 0.2, 0.75], [0.6, 0.4, 0.9, 0.5, 0.1, 0.7]]).repeat(2, axis=1)
+        >>> positive = np.arange(12) < 6
+        >>> test = delong_test(scores, baseline, positive, np.arange(12).astype(str))
         >>> round(test.auroc, 4), round(test.baseline, 4)
         (0.8889, 0.6667)
     """
     index = np.unique(patients, return_inverse=True)[1].reshape(-1)
     count = int(index.max()) + 1 if index.size else 0
     positives, negatives = (np.bincount(index[rows], minlength=count) for rows in (positive, ~positive))
-    if min((positives > 0).sum(), (negatives > 0).sum()) < 2:
+    if min((positives > 0).sum(), (negatives > 0).sum()) < FEWEST_PATIENTS:
         return None
     components = [_components(values, positive) for values in (scores, baseline)]
     aurocs = np.array([float(of_positives.mean()) for of_positives, _ in components])

@@ -117,6 +117,11 @@ def weighted_overlaps(view: MaskView) -> Statistic:
     return statistic
 
 
+def overlap_members(view: MaskView) -> tuple[list[Key], Bools]:
+    """The keys of `plain_overlaps`, and which images each is a mean over, shape `(n, 2 G)`."""
+    return _keys(view), _columns(view)[1]
+
+
 def mask_counts(view: MaskView) -> dict[Key, tuple[Bools, Bools]]:
     """What is counted, and among which images, each shape `(n,)`.
 

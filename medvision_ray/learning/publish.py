@@ -50,6 +50,7 @@ def publish_bundle(
     dataset: Any,
     facts: dict[str, Any],
     train_digest: Sequence[str],
+    fitted_digest: Sequence[str],
     patients: Sequence[str],
     images: ImagesSeen | None = None,
 ) -> Bundle:
@@ -63,6 +64,7 @@ def publish_bundle(
         dataset: the materialised images.
         facts: of the training, for the bundle's `trained`.
         train_digest: of each training image.
+        fitted_digest: of each val image, which choose the epoch and what the bundle decides by.
         patients: of each row of the label table.
         images: facts of all labelled images, for the bundle's fingerprint; None leaves it out.
 
@@ -101,6 +103,7 @@ def publish_bundle(
             trained={**trained, **fitted.facts},
             metrics={**metrics, **fitted.metrics},
             train_digest=train_digest,
+            fitted_digest=fitted_digest,
             model=model,
             calibration=fitted.calibration,
             operating_points=fitted.operating_points,

@@ -130,7 +130,10 @@ def train_decoded(
     facts = {"labels": labels, "failures": decoded.failures, "config_hash": config_hash, "seed": job.seed}
     facts.update(guards)
     facts["image_digests"] = "hashed" if names else "plain"
-    digests = [image_digest(table.uris[row], names) for row in plan.train]
+    digests = {
+        part: [image_digest(table.uris[row], names) for row in rows]
+        for part, rows in (("train", plan.train), ("val", plan.val))
+    }
     bundle = publish_bundle(
         _bundle_uri(job, name),
         name,
@@ -138,7 +141,8 @@ def train_decoded(
         best,
         dataset=decoded.dataset,
         facts=facts,
-        train_digest=digests,
+        train_digest=digests["train"],
+        fitted_digest=digests["val"],
         patients=table.patients,
         images=ImagesSeen(decoded.facts, table.patients),
     )

@@ -48,12 +48,17 @@ def encode_mask(mask: NDArray[np.bool_]) -> EncodedMask:
 def decode_mask(data: bytes | None, box: tuple[int, ...] | None, shape: tuple[int, int]) -> NDArray[np.bool_]:
     """The mask of shape `(rows, columns)` that `encode_mask` compressed.
 
+    Args:
+        data: None for an empty mask, which has no box either.
+
     Raises:
-        ValueError: the data do not fit the box, or the box not the shape.
+        ValueError: the data do not fit the box, or the box not the shape, or a mask was drawn and not kept.
     """
     mask = np.zeros(shape, dtype=bool)
-    if data is None or box is None:
+    if box is None:
         return mask
+    if data is None:
+        raise ValueError("Expected a mask, but its row has a box alone: it was written with `save_masks: false`.")
     top, left, bottom, right = (int(value) for value in box)
     if not (0 <= top < bottom <= shape[0] and 0 <= left < right <= shape[1]):
         raise ValueError(f"Expected a box inside {shape}, but got {(top, left, bottom, right)}.")

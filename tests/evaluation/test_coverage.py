@@ -10,9 +10,10 @@ import pytest
 from scipy import stats
 
 from medvision_ray.evaluation.calibration_error import expected_calibration_error
-from medvision_ray.evaluation.intervals import bootstrap_intervals
+from medvision_ray.evaluation.intervals import FEWEST_PATIENTS, bootstrap_intervals
 from medvision_ray.evaluation.measure import measure
 from medvision_ray.evaluation.paired import compare_samples
+from medvision_ray.evaluation.ranking import weighted_ranking
 from medvision_ray.evaluation.samples import EvaluationSamples
 
 KEY = ("all", "accuracy")
@@ -125,3 +126,35 @@ def test_coverage_of_paired_differences_over_500_studies() -> None:
         row = next(row for row in rows if (row.class_name, row.metric) == ("all", "accuracy"))
         held += row.ci_low <= truth <= row.ci_high
     assert 0.92 <= held / 500 <= 0.975
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("having", [2, 3, 5, 20])
+def test_coverage_of_auroc_where_few_patients_have_the_finding(having: int) -> None:
+    generator = np.random.default_rng(having)
+    positive = np.arange(60) < having
+    truth = float(stats.norm.cdf(1 / np.sqrt(2)))
+    held, alike = [], []
+    for number in range(300):
+        latent = positive + generator.normal(size=60)
+        both = [stats.norm.cdf(latent + 0.5 * generator.normal(size=60)) for _ in range(2)]
+        for wanted, scores, found in ((truth, [latent], held), (0.0, both, alike)):
+            interval = auroc_interval(scores, positive, number)
+            if interval is not None:
+                found.append(interval[0] <= wanted <= interval[1])
+    print(f"{having} of 60: AUROC held by {np.mean(held):.3f}, no difference of two alike by {np.mean(alike):.3f}")
+    if having >= FEWEST_PATIENTS:
+        assert min(np.mean(held), np.mean(alike)) > 0.8
+    else:
+        assert np.mean(held) < 0.85  # why they get none
+
+
+def auroc_interval(scores: list[np.ndarray], positive: np.ndarray, seed: int) -> tuple[float, float] | None:
+    """The interval that an AUROC, or the difference of two, would have."""
+    rankings = [weighted_ranking(each, positive) for each in scores]
+
+    def statistic(weights: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
+        first, *rest = (ranking(weights)["auroc"] for ranking in rankings)
+        return {KEY: first - rest[0] if rest else first}
+
+    return bootstrap_intervals(statistic, np.arange(positive.size).astype(str), resamples=400, seed=seed)[KEY]

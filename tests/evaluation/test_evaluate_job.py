@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import tifffile
 
 from medvision_ray import tables
 from medvision_ray.archive.inventory import list_uris
-from medvision_ray.bundle import Bundle
+from medvision_ray.bundle import Bundle, image_digest
 from medvision_ray.calibration import TemperatureScaling
 from medvision_ray.config import CompareJob, EvaluateJob, ModelConfig, PreprocessConfig, build_job
-from medvision_ray.errors import LabelError, MedVisionError
+from medvision_ray.errors import ConfigError, LabelError, MedVisionError
 from medvision_ray.evaluation.compare import compare
 from medvision_ray.evaluation.evaluate import Evaluation, evaluate
 from medvision_ray.scoring.masks import encode_mask
@@ -179,6 +181,114 @@ def test_the_same_evaluation_is_written_once_and_other_settings_are_another(site
     other = run(site.job(surface_tolerance_mm=0.4))
     assert other.key != first.key
     assert tables.read(site.output, "metrics").num_rows == count + len(other.metrics)
+
+
+def accuracy_of(site: Site, key: str) -> float:
+    rows = tables.read(site.output, "metrics").to_pylist()
+    return next(
+        row["value"]
+        for row in rows
+        if (row["run_key"], row["metric"], row["subgroup"], row["class"]) == (key, "accuracy", "all", "all")
+    )
+
+
+def newest(site: Site) -> str:
+    rows = tables.read(site.output, "metrics").to_pylist()
+    return str(max(rows, key=lambda row: row["measured_at"])["run_key"])
+
+
+def test_what_is_measured_again_after_other_labels_is_the_newest_again(site: Site) -> None:
+    first = run(site.job())
+    right = (site.folder / "labels.csv").read_text()
+    (site.folder / "labels.csv").write_text(
+        right.replace("glioma", "x").replace("meningioma", "glioma").replace("x", "meningioma")
+    )
+    wrong = run(site.job())
+    assert (newest(site), wrong.value("accuracy")) == (wrong.key, pytest.approx(1 - accuracy_of(site, first.key)))
+    (site.folder / "labels.csv").write_text(right)
+    again, once_more = run(site.job()), run(site.job())
+    assert again.key == once_more.key == newest(site) == f"{first.key}-2"
+    assert accuracy_of(site, again.key) == accuracy_of(site, first.key)
+
+
+def test_images_scored_since_and_patients_put_right_are_another_measurement(site: Site) -> None:
+    site.commit("c", right=0.5, images=40)
+    first = run(site.job(bundle="c"))
+    assert first.failed == 8
+    rows = tables.read(site.output, "predictions").to_pylist()
+    one = next(row for row in rows if row["model_id"] == bundle_of("a").model_id and row["image_id"] not in
+               {row["image_id"] for row in rows if row["model_id"] == bundle_of("c").model_id})  # fmt: skip
+    schema = tables.predictions_schema(CLASSES)
+    late = pa.Table.from_pylist([{**one, "run_key": "late", "model_id": bundle_of("c").model_id}], schema)
+    tables.commit(site.output, "predictions", schema, late.to_batches(), "late")
+    later = run(site.job(bundle="c"))
+    assert (later.failed, later.key == first.key) == (7, False)
+    table = site.folder / "labels.csv"
+    table.write_text(table.read_text().replace("P1,", "P0,"))  # of two patients one
+    fewer = run(site.job(bundle="c"))
+    assert newest(site) == fewer.key not in (first.key, later.key)
+    assert (
+        len(
+            {
+                row["n_patients"]
+                for row in tables.read(site.output, "metrics").to_pylist()
+                if row["metric"] == "failed_images"
+            }
+        )
+        == 2
+    )
+
+
+def test_masks_that_were_drawn_and_not_kept_are_not_taken_for_none(site: Site) -> None:
+    with pytest.raises(ConfigError, match="save_masks: true"):
+        run(site.job(scoring={"save_masks": False}))
+    rows = tables.read(site.output, "predictions").to_pylist()
+    bare = [
+        {**row, "run_key": "d", "model_id": bundle_of("d").model_id, "mask": None}
+        for row in rows
+        if row["run_key"] == "b"
+    ]
+    schema = tables.predictions_schema(CLASSES)
+    tables.commit(site.output, "predictions", schema, pa.Table.from_pylist(bare, schema).to_batches(), "d")
+    with pytest.raises(
+        MedVisionError, match="masks of 48 images with a true one, but 36 rows were written with `save_masks: false`"
+    ):
+        run(site.job(bundle="d"))
+
+
+def test_a_true_mask_of_several_frames_is_named_by_its_row_of_the_label_table(site: Site) -> None:
+    table = site.folder / "labels.csv"
+    text = table.read_text().replace("P0,test", "P0,train").replace("P1,test", "P1,val")  # the first four rows
+    table.write_text(text.replace(",m5.png,", ",two.tif,").replace("5.png,m5.png", "5.png,two.tif"))
+    tifffile.imwrite(site.folder / "two.tif", np.stack([site.truth[5]] * 2).astype(np.uint8))
+    with pytest.raises(LabelError, match=r"one frame like its image, but got 2 \(row 6,"):
+        run(site.job())
+
+
+def test_findings_and_labels_are_not_taken_for_each_other(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    findings = replace(bundle_of("a"), multi_label=True, thresholds=(0.5, 0.5))
+    monkeypatch.setattr("medvision_ray.evaluation.evaluate.load_bundle", lambda uri: findings)
+    with pytest.raises(LabelError, match=r"Expected findings that may occur together.*Set `labels.findings`"):
+        run(site.job())
+
+
+def test_images_that_chose_the_epoch_are_no_test_images(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted = replace(bundle_of("a"), fitted_digest=tuple(image_digest(uri) for uri in site.uris[:3]))
+    monkeypatch.setattr("medvision_ray.evaluation.evaluate.load_bundle", lambda uri: fitted)
+    with pytest.raises(LabelError, match="3 of 48 were in the val split that chose its epoch"):
+        run(site.job())
+
+
+@pytest.mark.parametrize("dataset", ["", "..", "a/b", "../../x", "a\\b", "line\nbreak", "n" * 129])
+def test_a_dataset_is_a_name_and_no_path(site: Site, dataset: str) -> None:
+    with pytest.raises(ConfigError, match="a name of 1 to 128 characters without slashes"):
+        site.job(dataset=dataset)
+
+
+@pytest.mark.parametrize("columns", [["modality"], ["all"], ["site", "site"]])
+def test_a_column_does_not_take_the_place_of_another_group(site: Site, columns: list[str]) -> None:
+    with pytest.raises(ConfigError, match="must not name a group that is there already"):
+        site.job(subgroup_columns=columns)
 
 
 def test_a_metrics_table_of_an_earlier_version_takes_the_new_rows(site: Site) -> None:

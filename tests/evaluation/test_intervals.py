@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from medvision_ray.errors import MedVisionError
 from medvision_ray.evaluation.intervals import (
+    FEWEST_PATIENTS,
     Statistic,
     bootstrap_intervals,
     divide,
@@ -16,6 +19,9 @@ from medvision_ray.evaluation.intervals import (
     plain_means,
     weighted_means,
 )
+from medvision_ray.evaluation.measure import measure
+from medvision_ray.evaluation.paired import compare_samples
+from medvision_ray.evaluation.samples import EvaluationSamples
 
 KEY = ("all", "mean")
 
@@ -125,3 +131,51 @@ def test_means_are_over_members_only_and_undefined_without_one() -> None:
     np.testing.assert_array_equal(plain_means(values, members), [2, np.nan])
     weights = np.array([[1.0, 1, 1], [3, 1, 9], [0, 0, 1]])
     np.testing.assert_array_equal(weighted_means(weights, values, members), [[2, np.nan], [1.5, np.nan], [np.nan] * 2])
+
+
+def finding(having: int, lacking: int) -> EvaluationSamples:
+    """A patient an image, some of whom have the finding; scores overlap."""
+    generator = np.random.default_rng(having)
+    truth = np.arange(having + lacking) < having
+    score = stats.norm.cdf(truth + generator.normal(size=truth.size))
+    return EvaluationSamples(
+        classes=("nodule",),
+        multi_label=True,
+        patients=np.arange(truth.size).astype(str),
+        targets=truth[:, None].astype(float),
+        probabilities=score[:, None],
+        thresholds=np.array([0.5]),
+    )
+
+
+@pytest.mark.parametrize(("having", "lacking"), [(FEWEST_PATIENTS - 1, 60), (60, FEWEST_PATIENTS - 1)])
+def test_a_class_that_few_patients_have_or_lack_has_no_interval_nor_a_test(having: int, lacking: int) -> None:
+    few, enough = (
+        {row.metric: row for row in measure(finding(a, b), resamples=100, seed=0) if row.class_name == "nodule"}
+        for a, b in ((having, lacking), (max(having, FEWEST_PATIENTS), max(lacking, FEWEST_PATIENTS)))
+    )
+    for metric in ("auroc", "average_precision", "f1", "balanced_accuracy", "cohen_kappa"):
+        assert (few[metric].value is None, few[metric].ci_low, enough[metric].ci_low is None) == (False, None, False)
+    assert few["accuracy"].ci_low is not None  # rests on all of them
+    alone = "specificity" if having < lacking else "recall"  # rests on those who are many
+    assert few[alone].ci_low is not None
+    assert few["recall" if alone == "specificity" else "specificity"].ci_low is None
+    macro = next(
+        row
+        for row in measure(finding(having, lacking), resamples=100, seed=0)
+        if row.class_name == "macro" and row.metric == "auroc"
+    )
+    assert (macro.value, macro.ci_low) == (few["auroc"].value, None)
+    model = finding(having, lacking)
+    other = replace(model, probabilities=model.probabilities[::-1])
+    compared = compare_samples(model, other, resamples=100, seed=0)
+    assert compared.auroc_tests == {}
+    auroc = next(row for row in compared.differences if (row.class_name, row.metric) == ("nodule", "auroc"))
+    assert (auroc.difference is None, auroc.ci_low) == (False, None)
+
+
+def test_fewer_patients_than_five_have_no_interval_at_all() -> None:
+    values, patients = np.arange(8.0), np.array(list("aabbccdd"))
+    assert bootstrap_intervals(mean_of(values), patients, resamples=100, seed=0) == {}
+    carried = bootstrap_intervals(mean_of(values), np.arange(8).astype(str), resamples=100, seed=0, carriers={KEY: 4})
+    assert carried == {KEY: None}

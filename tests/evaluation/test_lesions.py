@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -64,3 +66,13 @@ def test_empty_masks_have_no_lesion() -> None:
     empty = np.zeros((3, 3), dtype=bool)
     assert match_lesions(empty, empty) == LesionCounts(0, 0, 0)
     assert match_lesions(empty, ~empty) == LesionCounts(0, 0, 1)
+
+
+def test_memory_grows_with_the_lesions_and_not_with_their_pairs() -> None:
+    speckle = np.zeros((400, 400), dtype=bool)
+    speckle[::2, ::2] = True  # 40,000 lesions: all pairs would be 12.8 GB
+    tracemalloc.start()
+    assert match_lesions(speckle, speckle, 0.5) == LesionCounts(40_000, 40_000, 0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 << 20

@@ -257,7 +257,7 @@ def test_the_test_split_changes_nothing_and_what_was_fitted_to_is_no_test_image(
     moved = [line.replace(",val,", ",test,") for line in text]
     (tmp_path / "labels.csv").write_text("\n".join(moved))
     settings = {"labels": site.labels(), "output": site.output, "bundle": first.uri, "split": "test"}
-    with pytest.raises(LabelError, match=r"fitted to 100 of 180"):
+    with pytest.raises(LabelError, match="but 100 of 180 were in the val split"):
         join_split(build_job(EvaluateJob, settings, "the test"), first, quiet)
 
 
@@ -313,7 +313,7 @@ def test_places_options_and_tables_that_do_not_fit_are_refused_before_anything_i
             recalibrate(site.job(one, **options), quiet)
     assert load_bundle(two.uri) == two
     site.commit(members[True][0])
-    with pytest.raises(LabelError, match=r"findings .*no image has one"):
+    with pytest.raises(LabelError, match=r"Set `labels.findings` to its columns"):
         recalibrate(site.job(members[True][0]), quiet)
     assert not Path(site.output, "bundles").exists()
 

@@ -160,20 +160,32 @@ def test_the_client_in_the_readme_gets_a_prediction_or_a_problem(address: str, p
     assert (found[1]["status"], found[1]["code"]) == (415, "unsupported_format")
 
 
-def test_more_requests_than_are_taken_on_are_told_to_come_again(address: str, picture: bytes) -> None:
+def wave(address: str, picture: bytes) -> list[httpx.Response]:
+    """The answers to 120 requests, 60 at a time."""
     with httpx.Client(base_url=address, timeout=60) as http, ThreadPoolExecutor(60) as pool:
-        answers = list(pool.map(lambda _: http.post("/v1/predict", content=picture, headers=HEADERS), range(120)))
+        return list(pool.map(lambda _: http.post("/v1/predict", content=picture, headers=HEADERS), range(120)))
+
+
+def test_more_requests_than_are_taken_on_are_told_to_come_again(address: str, picture: bytes) -> None:
+    answers = wave(address, picture)
     codes = {answer.status_code for answer in answers}
     assert codes == {200, 429}
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in answers if answer.status_code == 429)
     values = {answer.json()["predicted_probability"] for answer in answers if answer.status_code == 200}
     assert max(values) - min(values) < 2e-7
-    lines = httpx.get(f"{address}/metrics", headers=HEADERS).text.splitlines()
-    batches, objects = (
-        next(float(line.split()[1]) for line in lines if line.startswith(f"medvision_serve_batch_objects_{name} "))
-        for name in ("count", "sum")
-    )
-    assert objects > batches  # those that come at once are scored together
+
+
+def test_those_that_come_at_once_are_scored_together(address: str, picture: bytes) -> None:
+    for _ in range(10):  # how many come at once is the machine's affair
+        wave(address, picture)
+        lines = httpx.get(f"{address}/metrics", headers=HEADERS).text.splitlines()
+        batches, objects = (
+            next(float(line.split()[1]) for line in lines if line.startswith(f"medvision_serve_batch_objects_{name} "))
+            for name in ("count", "sum")
+        )
+        if objects > batches:
+            break
+    assert objects > batches
 
 
 def test_a_new_version_is_taken_over_without_a_request_lost(

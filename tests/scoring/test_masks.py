@@ -41,3 +41,8 @@ def test_inflated_data_is_refused() -> None:
     bomb = zlib.compress(b"\0" * 1_000_000)
     with pytest.raises(ValueError, match="bytes of mask"):
         decode_mask(bomb, (0, 0, 4, 4), (4, 4))
+
+
+def test_a_mask_that_was_not_kept_is_no_empty_one() -> None:
+    with pytest.raises(ValueError, match="save_masks: false"):
+        decode_mask(None, encode_mask(np.ones((4, 4), bool)).box, (4, 4))

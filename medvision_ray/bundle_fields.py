@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from math import isfinite
 from typing import Any, Literal, get_args
 
 from medvision_ray.bundle_files import BUNDLE_YAML
 from medvision_ray.calibration import Calibration, read_calibration
+from medvision_ray.config.sections import NAME
 from medvision_ray.errors import BundleError
 from medvision_ray.operating_points import OperatingPoint, read_operating_points
 
 Vote = Literal["soft", "majority"]
 VOTES: tuple[Vote, ...] = get_args(Vote)
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def check_fields(place: str, document: dict[str, Any]) -> None:
@@ -27,7 +26,7 @@ def check_fields(place: str, document: dict[str, Any]) -> None:
     needed = len(classes) if document["multi_label"] is True and isinstance(classes, list) else 0
     rules = {
         "name: letters, digits, '.', '_', '-', at most 64": isinstance(document["name"], str)
-        and _NAME.fullmatch(document["name"]),
+        and NAME.fullmatch(document["name"]),
         "classes: a list of different names": isinstance(classes, list)
         and all(isinstance(item, str) and item for item in classes)
         and len(set(classes)) == len(classes),

@@ -344,15 +344,15 @@ SHOWN = [
         train(
             learning_rate=1e-5,
             epochs=3,
-            name="a: b # c",
-            model={"weights": "/w\nx"},
+            name="a.b-1",
+            model={"weights": "/w: # c\nx"},
             labels={"table": "Müller.csv", "classes": ["no", "1", "null", "a\nb"]},
             preprocess={"clahe": {"tiles": 3}, "ct_window_hu": None},
             loss={"class_weights": [1.0, 2.5]},
         ),
     ),
     (ScoreJob, {**REQUIRED["score"], "run_key": "2026-11-24", "archive": {"uri": "s3://b/a b", "exclude": []}}),
-    (EvaluateJob, {**REQUIRED["evaluate"], "dataset": "", "ray": {"address": "host:6379"}}),
+    (EvaluateJob, {**REQUIRED["evaluate"], "dataset": "a: b # c", "ray": {"address": "host:6379"}}),
 ]
 
 

@@ -16,12 +16,14 @@ from medvision_ray.config.sections import (
     DriftConfig,
     Fraction,
     LabelsConfig,
+    Name,
     NonNegative,
     Positive,
     PreprocessConfig,
     PrivacyConfig,
     RayConfig,
     Section,
+    Seed,
 )
 
 Subgroup = Literal["patient_sex", "patient_age_band", "manufacturer", "modality", "mask_size"]
@@ -34,7 +36,7 @@ class TrainJob(Section):
 
     output: str
     """Folder or prefix for everything that is written: bundles/, training/, tables/."""
-    name: str | None = None
+    name: Name | None = None
     """Name of the training; null derives one from the configuration. The same name resumes, a new training needs a new one."""
     labels: LabelsConfig
     """The label table."""
@@ -88,7 +90,7 @@ class TrainJob(Section):
     """Share of labelled images that may fail to decode before training is refused."""
     max_restarts: Annotated[int, Field(ge=0)] = 3
     """How often a lost worker group is started again from the last checkpoint."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of initial weights, order and augmentation."""
     folds: Annotated[int, Field(ge=0, le=32)] = 0
     """Cross-validation: so many models, each trained on all train and val patients but one fold's, become an ensemble; 0 trains one."""
@@ -231,7 +233,7 @@ class EvaluateJob(Section):
     """Name in the metrics table; null is the name of the label table's folder."""
     resamples: Annotated[int, Field(ge=0)] = 1000
     """Bootstrap resamples over patients; 0 leaves intervals out."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the bootstrap."""
     surface_tolerance_mm: NonNegative = 2.0
     """Surface Dice counts outlines this near as equal, where an image's spacing is true in the patient."""
@@ -289,7 +291,7 @@ class CalibrateJob(Section):
     """Folder or prefix for everything that is written; labelled images without a prediction there are scored first."""
     to: str | None = None
     """Where the new bundle is written; null is OUTPUT/bundles/NAME."""
-    name: str | None = None
+    name: Name | None = None
     """Name of the new bundle; null is the old one's with `-calibrated` behind it."""
     calibration: CalibrationConfig = CalibrationConfig()
     """Calibrated probabilities beside the raw ones."""

@@ -76,6 +76,12 @@ class AugmentConfig(Section):
     erase: Fraction = 0.0
     """Chance that a rectangle of 2 to 33 % of the image turns black (random erasing, Zhong 2020); the mask stays."""
 
+    @model_validator(mode="after")
+    def _ordered(self) -> AugmentConfig:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"`scale` is the smallest zoom and the largest, but {list(self.scale)} falls")
+        return self
+
 
 class LossConfig(Section):
     """The masked multi-task loss: a sample without a label or a mask adds nothing to that term."""

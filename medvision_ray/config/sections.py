@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import math
+import re
 from datetime import datetime, timezone
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from medvision_ray.config.since import parse_since
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0)]
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""Names of bundles, trainings and searches: folders are called by them."""
+
+
+def _named(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"a name has letters, digits, '.', '_' and '-', begins with a letter or digit and is at most 64 long; got {name!r}"
+        )
+    return name
+
+
+Name = Annotated[str, AfterValidator(_named)]
 _MOST_PARTS = 4096
 
 
@@ -247,7 +262,7 @@ class LabelsConfig(Section):
     """Column of `train`, `val`, `test`; missing splits are made by patient from `fractions` and `seed`."""
     fractions: tuple[Fraction, Fraction, Fraction] = (0.7, 0.15, 0.15)
     """Shares of train, val and test by patient, where the table does not say; they sum to 1."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the split."""
     near_duplicates: Literal["warn", "refuse", "off"] = "warn"
     """What training does about images of different splits that look nearly the same (docs/training.md)."""

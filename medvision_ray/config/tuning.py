@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from medvision_ray.config.jobs import TrainJob
-from medvision_ray.config.sections import Positive, Section
+from medvision_ray.config.sections import Name, Positive, Section, Seed
 
 RANGES = ("choice", "grid", "uniform", "loguniform", "randint")
 """Kinds of search spaces, by Ray Tune's names."""
@@ -43,9 +43,9 @@ class TuneJob(Section):
     """When a trial is given up."""
     at_once: Positive | None = None
     """Most trials at a time; null is as many as the cluster has room for."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the draws; each trial trains with the train job's own seed."""
-    name: str | None = None
+    name: Name | None = None
     """Name of the search; null derives one. The same name resumes."""
 
     @model_validator(mode="after")

@@ -104,6 +104,8 @@ def choose_class_offsets(
                 f"{min_class_patients}"
             )
             return ChosenOffsets(kept, {**facts, "reason": reason})
+    if len(scores.classes) < 2:
+        return ChosenOffsets(kept, {**facts, "reason": "one class, so there is none to name in place of it"})
     if facts["patients"] < _FOLDS:
         return ChosenOffsets(kept, {**facts, "reason": f"fewer than {_FOLDS} validation patients"})
     labels = used.truth.argmax(axis=1)

@@ -104,4 +104,5 @@ def _probed(table: LabelTable, decoded: DecodedImages, config: LabelsConfig) -> 
         patients=[table.patients[row] for row in rows],
         truth=truth,
         classes=table.classes,
+        multi_label=table.multi_label,
     )

@@ -27,6 +27,7 @@ from medvision_ray.learning.splits import (
     row_numbers,
     split_by_patient,
 )
+from medvision_ray.tables import probability_columns
 
 __all__ = ["LabelTable", "SplitAssignment", "duplicate_groups", "load_labels"]
 
@@ -158,7 +159,7 @@ def _read_table(uri: str) -> pd.DataFrame:
     data = storage.read_bytes(uri)
     try:
         if uri.lower().endswith((".parquet", ".pq")):
-            frame = _texts(pq.read_table(io.BytesIO(data)))
+            frame = _texts(pq.ParquetFile(io.BytesIO(data)).read())
         else:
             # utf-8-sig: Excel puts a byte order mark before the first column's name.
             frame = pd.read_csv(io.BytesIO(data), dtype=str, keep_default_na=False, encoding="utf-8-sig")
@@ -168,7 +169,7 @@ def _read_table(uri: str) -> pd.DataFrame:
         ) from None
     if not isinstance(frame.index, pd.RangeIndex):
         raise LabelError(f"Expected as many cells a row as the first line of {uri} names columns, but rows have more.")
-    frame = frame.fillna("")
+    frame = frame.fillna("").rename(columns=str.strip)
     for name in frame.columns:
         frame[name] = frame[name].str.strip()
     if "image" not in frame.columns:
@@ -181,18 +182,28 @@ def _read_table(uri: str) -> pd.DataFrame:
     return frame
 
 
+_BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+
+
 def _texts(table: pa.Table) -> pd.DataFrame:
     columns = {}
-    for name in table.column_names:
-        column = table.column(name)
-        kind = column.type
-        if pa.types.is_boolean(kind):
-            column = pc.cast(column, pa.int8())
-        if pa.types.is_nested(kind) or pa.types.is_binary(kind):
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if pa.types.is_nested(column.type) or any(is_bytes(column.type) for is_bytes in _BYTES):
             continue
+        if name in columns:
+            raise LabelError("Expected different names of the label table's columns, but one occurs twice.")
         # Cast in Arrow: pandas would turn whole numbers beside nulls into floats, and an id 7 into "7.0".
-        columns[name] = pc.fill_null(pc.cast(column, pa.string()), "").to_numpy()
+        columns[name] = pc.fill_null(pc.cast(_plain(column), pa.string()), "").to_numpy()
     return pd.DataFrame(columns, dtype=str)
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """True and false as 1 and 0; what is not a number as null."""
+    if pa.types.is_boolean(column.type):
+        return pc.cast(column, pa.int8())
+    if pa.types.is_floating(column.type):
+        return pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+    return column
 
 
 def _column(frame: pd.DataFrame, name: str) -> list[str]:
@@ -229,6 +240,7 @@ def _labels(frame: pd.DataFrame, config: LabelsConfig) -> _Labels:
     classes = config.classes or tuple(sorted({name for name in names if name}))
     if len(set(classes)) != len(classes):
         raise LabelError("Expected different names in `labels.classes`, but one occurs twice.")
+    probability_columns(classes)  # names that the tables could not tell apart are said here, not after a training
     index = {name: number for number, name in enumerate(classes)}
     unknown = [row for row, name in enumerate(names) if name and name not in index]
     if unknown:
@@ -243,6 +255,7 @@ def _findings(frame: pd.DataFrame, config: LabelsConfig) -> _Labels:
     classes = config.classes or config.findings
     if sorted(classes) != sorted(set(config.findings)):
         raise LabelError("Expected `labels.classes` to be blank or the names in `labels.findings`, each once.")
+    probability_columns(classes)
     missing = [name for name in classes if name not in frame.columns]
     if missing:
         raise LabelError(

@@ -257,14 +257,18 @@ class Worker:
         }
 
     def _network(self, *, frozen: bool) -> nn.Module:
-        """The network to call: wrapped for DDP again whenever what is trained changes."""
+        """The network to call.
+
+        For DDP it is wrapped anew each epoch: after its first step DDP sums gradients in another order, which with three
+        workers and more changes the last digits, and a training that goes on from a checkpoint would differ.
+        """
         model = self.state.model
         if self.wrapped is None or model.encoder_frozen != frozen:
             freeze_encoder(model, frozen)
             self.wrapped = model
-            if self.world > 1:
-                devices = [self.device] if self.device.type == "cuda" else None
-                self.wrapped = nn.parallel.DistributedDataParallel(model, device_ids=devices)
+        if self.world > 1:
+            devices = [self.device] if self.device.type == "cuda" else None
+            self.wrapped = nn.parallel.DistributedDataParallel(model, device_ids=devices)
         return self.wrapped.train()
 
     def _augmented(self, batch: Batch, epoch: int, step: int) -> Batch:

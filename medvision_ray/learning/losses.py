@@ -170,11 +170,13 @@ def balanced_class_weights(labels: Tensor, n_classes: int) -> Tensor:
 
     Returns:
         `(K,)` float32. Classes: images over (K times images of the class), as scikit-learn's `balanced`. Findings:
-        negatives over positives, at most 100. A class without an image weighs 1.
+        negatives over positives, at most 100. A class without an image weighs 1, and so does a finding without a positive or
+        without a negative one.
     """
     if labels.ndim == 2:
         positive = (labels == 1).sum(dim=0).float()
         negative = (labels == 0).sum(dim=0).float()
-        return torch.where(positive > 0, (negative / positive).clamp(max=_LARGEST_POSITIVE_WEIGHT), 1.0)
+        both = (positive > 0) & (negative > 0)
+        return torch.where(both, (negative / positive).clamp(max=_LARGEST_POSITIVE_WEIGHT), 1.0)
     counts = torch.bincount(labels[labels >= 0], minlength=n_classes).float()
     return torch.where(counts > 0, counts.sum() / (n_classes * counts), 1.0)

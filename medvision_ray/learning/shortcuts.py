@@ -48,6 +48,7 @@ class ProbedImages:
         patients: whose each is.
         truth: 1, 0 or NaN a class, shape `(n, K)`.
         classes: names of the K classes.
+        multi_label: they are findings that may occur together; of two labels one says all, of two findings none does.
     """
 
     facts: Sequence[Mapping[str, Any]]
@@ -55,6 +56,7 @@ class ProbedImages:
     patients: Sequence[str]
     truth: Floats
     classes: Sequence[str]
+    multi_label: bool = False
 
 
 def probe_shortcuts(images: ProbedImages, seed: int = 0) -> dict[str, Any]:
@@ -75,7 +77,7 @@ def probe_shortcuts(images: ProbedImages, seed: int = 0) -> dict[str, Any]:
         )
     if len(tables) > 1:
         tables = {"all": np.concatenate(list(tables.values()), axis=1), **tables}
-    places = range(len(images.classes)) if len(images.classes) != 2 else [1]
+    places = [1] if len(images.classes) == 2 and not images.multi_label else range(len(images.classes))
     found: dict[str, dict[str, dict[str, float | None]]] = {}
     for place in places:
         rows = _rows(images, place, seed)

@@ -121,6 +121,10 @@ def train_decoded(
     plan = training_plan(job, training_folder(job, name), table, decoded)
     new_state(plan, torch.device("cpu"), with_weights=True)  # what can't be built is said here, not by a worker
     progress(f"{name}: {len(plan.train)} train and {len(plan.val)} val images")
+    for finding in one_sided(plan):
+        progress(
+            f"{name}: `{finding}` is 0 in no train image or 1 in none, so it cannot be learned; blank cells are not 0"
+        )
     clock = time.perf_counter()
     with following(storage.join(plan.folder, "metrics.jsonl"), lambda epoch: progress(describe(epoch, job.epochs))):
         best = _fit(plan, name, decoded, use_gpu)
@@ -263,11 +267,28 @@ def training_plan(job: TrainJob, folder: str, table: LabelTable, decoded: Decode
         )
     # Without a mask or a label to learn from there is nothing to guide, or nobody to be guided.
     pooling = job.model.pooling if all(heads.values()) else "average"
+    if heads["classification"] and truth.targets is None and len(table.classes) < 2:
+        raise LabelError(
+            f"Expected two or more classes to tell apart, but all labels say {table.classes[0]}. Name the others in "
+            "`labels.classes`, or set `model.classification: false` to train on masks alone."
+        )
     architecture = job.model.model_copy(update={**heads, "pooling": pooling})
     classes = table.classes if heads["classification"] else ()
     check_positive_class(job.operating_points, classes)
     weights = _class_weights(job, truth, rows["train"], len(classes))
     return TrainPlan(job, folder, architecture, classes, truth, rows["train"], rows["val"], weights)
+
+
+def one_sided(plan: TrainPlan) -> list[str]:
+    """Findings that every train image has of which it is known, or none has; the other kind is blank or not there."""
+    if plan.truth.targets is None:
+        return []
+    known = plan.truth.targets[plan.train]
+    return [
+        name
+        for name, column in zip(plan.classes, known.T, strict=True)
+        if not ((column == 0).any() and (column == 1).any())
+    ]
 
 
 def _class_weights(

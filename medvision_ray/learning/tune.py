@@ -103,14 +103,21 @@ def tune(job: TuneJob, progress: Progress = lambda line: None) -> TuneResult:
         progress(f"{name}: {len(jobs)} trials of at most {max(one.epochs for one in jobs)} epochs")
         failed = _run(job, base, folder, trials, progress)
     rows = [_row(trials.plans[number], number, values, number in failed) for number, values in enumerate(drawn)]
-    rows.sort(key=lambda row: (row[METRIC] is None, -(row[METRIC] or 0.0), row["trial"]))
-    if rows[0][METRIC] is None:
+    rows = ranked(rows)
+    if rows[0]["state"] == "failed" or rows[0][METRIC] is None:
         raise MedVisionError(
-            f"Expected trials of `{name}` to finish an epoch, but all {len(rows)} failed. The reason of a trial is in {_ERROR} in "
+            f"Expected a trial of `{name}` to come to its end, but all {len(rows)} failed. The reason of a trial is in {_ERROR} in "
             f"its folder under {folder}/trials, or in Ray's logs."
         )
     _write(folder, base, jobs, rows)
     return _result(folder, name, rows, already_done=False)
+
+
+def ranked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Trials, the best first; one that failed after a good epoch is not the best: the same settings would fail again."""
+    return sorted(
+        rows, key=lambda row: (row["state"] == "failed", row[METRIC] is None, -(row[METRIC] or 0.0), row["trial"])
+    )
 
 
 def _result(folder: str, name: str, rows: list[dict[str, Any]], *, already_done: bool) -> TuneResult:

@@ -106,6 +106,18 @@ def test_a_scanner_that_tells_the_label_is_found() -> None:
     assert set(found["alike"]) == {"size", "spacing", "exposure", "format"}
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_of_two_findings_both_are_probed(first: bool) -> None:
+    facts, told, patients = _made(120, 0.95)
+    other = np.repeat(np.random.default_rng(1).integers(0, 2, 120), 3)
+    truth = np.stack([told, other] if first else [other, told], axis=1).astype(float)
+    names = ("told", "other") if first else ("other", "told")
+    found = probe_shortcuts(ProbedImages(facts, {}, patients, truth, names, multi_label=True))
+    assert found["told"]
+    assert set(found["classes"]["device"]) == {"told", "other"}
+    assert "`told`" in found["sentence"]
+
+
 def test_a_scanner_that_says_nothing_is_no_shortcut() -> None:
     found = probe_shortcuts(_images(*_made(120, 0.5)))
     assert not found["told"]

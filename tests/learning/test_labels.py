@@ -119,6 +119,45 @@ def test_parquet_with_whole_number_ids_beside_nulls_reads_as_csv_does(tmp_path: 
     np.testing.assert_array_equal(table.targets, np.array([[1, 1], [np.nan, 0]], dtype=np.float32))
 
 
+def parquet(folder: Path, columns: dict[str, pa.Array]) -> LabelsConfig:
+    pq.write_table(pa.table(columns), folder / "labels.parquet")
+    return LabelsConfig(table=str(folder / "labels.parquet"), findings=("nodule",))
+
+
+def test_parquet_cells_that_are_not_a_number_are_blank_and_columns_of_bytes_are_left_out(tmp_path: Path) -> None:
+    bytes_of = [b"x", b"y", b"z"]
+    columns = {
+        "image": pa.array(["1.png", "2.png", "3.png"]),
+        "patient_id": pa.array([7.0, 8.0, 9.0]),
+        "nodule": pa.array([1.0, float("nan"), 0.0]),
+        "thumbnail": pa.array(bytes_of, pa.large_binary()),
+        "hash": pa.array(bytes_of, pa.binary(1)),
+        "split": pa.array(["train", "val", "test"]),
+    }
+    table = load_labels(parquet(tmp_path, columns))
+    assert table.patients == ("7", "8", "9")
+    assert table.targets is not None
+    assert np.array_equal(table.targets[:, 0], [1, np.nan, 0], equal_nan=True)
+    unknown = {**columns, "patient_id": pa.array([7.0, float("nan"), float("nan")]), "split": pa.array([""] * 3)}
+    refused(parquet(tmp_path, unknown), "patient_id")
+
+
+def test_parquet_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_arrays([pa.array(["a.png"])] * 2, names=["image", "image"]), tmp_path / "l.parquet")
+    refused(LabelsConfig(table=str(tmp_path / "l.parquet")), "one occurs twice")
+
+
+def test_blanks_around_the_names_of_columns_are_no_part_of_them(tmp_path: Path) -> None:
+    table = load_labels(write(tmp_path, "image, label ,patient_id, split\na.png,x,1,train\nb.png,y,2,val\n"))
+    assert (table.classes, table.splits.tolist()) == (("x", "y"), ["train", "val"])
+
+
+def test_classes_that_the_tables_cannot_tell_apart_are_refused(tmp_path: Path) -> None:
+    refused(write(tmp_path, "image,label,patient_id\na.png,Normal,1\nb.png,normal,2\n"), "letter case")
+    config = write(tmp_path, "image,Nodule,nodule,patient_id\na.png,1,0,1\n")
+    refused(config.model_copy(update={"findings": ("Nodule", "nodule")}), "letter case")
+
+
 def test_relative_paths_start_at_the_root_and_absolute_ones_stay(tmp_path: Path) -> None:
     config = write(tmp_path, "image,label,split\n./x/a.png,a,train\n/data/b.png,b,val\ns3://k/c.png,b,test\n")
     table = load_labels(config.model_copy(update={"root": "s3://bucket/set"}))

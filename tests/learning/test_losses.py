@@ -224,3 +224,8 @@ def test_balanced_weights_are_scikit_learns() -> None:
 def test_balanced_weights_of_findings_are_negatives_over_positives() -> None:
     targets = torch.tensor([[1.0, 0.0, NAN], [0.0, 0.0, 1.0], [0.0, NAN, 1.0], [0.0, 0.0, 0.0]])
     assert balanced_class_weights(targets, 3).tolist() == [3.0, 1.0, 0.5]
+
+
+def test_a_finding_that_is_never_known_to_be_absent_keeps_its_loss() -> None:
+    targets = torch.tensor([[1.0, NAN], [1.0, 0.0], [NAN, 0.0]])  # always there; never there
+    assert balanced_class_weights(targets, 2).tolist() == [1.0, 1.0]

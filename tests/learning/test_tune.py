@@ -23,6 +23,7 @@ from medvision_ray.learning.history import read_history
 from medvision_ray.learning.ingest import SCHEMA
 from medvision_ray.learning.loop import TrainPlan
 from medvision_ray.learning.search_space import draw_trials, trial_job
+from medvision_ray.learning.tune import ranked
 
 TRAIN = {"output": "/out", "labels": {"table": "/labels.csv"}}
 SIZE = (32, 32)
@@ -121,6 +122,32 @@ def test_the_train_job_of_another_file_is_tuned(tmp_path: Path, monkeypatch: pyt
     command = ["tune", "--config", str(tmp_path / "tune.yaml"), "--train", str(tmp_path / "train.yaml")]
     assert main([*command, "--set", "train.batch_size=3"]) == 2
     assert (seen[0].train.epochs, seen[0].train.batch_size) == (7, 3)
+
+
+def test_a_trial_that_failed_after_a_good_epoch_is_not_the_best() -> None:
+    rows = [
+        {"trial": number, "state": state, "val_score": score}
+        for number, (state, score) in enumerate(
+            [("failed", 0.9), ("stopped", 0.7), ("finished", 0.85), ("failed", None)]
+        )
+    ]
+    assert [row["trial"] for row in ranked(rows)] == [2, 1, 0, 3]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"name": "brain mri"}, "a name has letters"),
+        ({"name": "../x"}, "a name has letters"),
+        ({"name": ""}, "a name has letters"),
+        ({"name": "n" * 65}, "at most 64"),
+        ({"seed": -1}, "greater than or equal to 0"),
+        ({"augment": {"scale": [1.1, 0.9]}}, "smallest zoom and the largest"),
+    ],
+)
+def test_what_would_only_fail_after_the_training_is_refused_before(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        build_job(TrainJob, {**TRAIN, **values}, "the test")
 
 
 def test_every_option_of_a_search_is_shown() -> None:

@@ -277,7 +277,9 @@ def write_bundle(
     bundle = _bundle(storage.absolute(uri), document, parts, tuple(members))
     storage.delete_object(storage.join(uri, BUNDLE_YAML))
     figures = {key: value for key, value in json.loads(parts[_METRICS]).items() if not isinstance(value, dict)}
-    card = model_card(document, figures, len(bundle.train_digest), fingerprint=fingerprint, owners=owners)
+    card = model_card(
+        document, figures, len(bundle.train_digest), fingerprint=fingerprint, owners=owners, members=bundle.members
+    )
     for part, data in chain(files, parts.items(), [(_CARD, card.encode())]):
         storage.write_bytes(storage.join(uri, part), data)
     storage.write_bytes(storage.join(uri, BUNDLE_YAML), yaml.safe_dump(document, sort_keys=False, width=120).encode())

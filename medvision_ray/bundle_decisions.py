@@ -94,7 +94,6 @@ def save_with_decisions(
         identity["operating_points"] = [point.document() for point in operating_points]
     if class_offsets:
         identity["class_offsets"] = [float(value) for value in class_offsets]
-    card = storage.join(bundle.uri, _CARD)
     write_bundle(
         uri,
         name,
@@ -107,9 +106,28 @@ def save_with_decisions(
         hashes=member_hashes(bundle.members),
         fingerprint=fingerprint,
         fitted_digest={*bundle.fitted_digest, *fitted_digest},
-        owners=owners_texts(storage.read_bytes(card).decode()) if storage.exists(card) else None,
+        owners=owners_of(bundle.uri),
     )
     return load_bundle(uri)
+
+
+def owners_of(uri: str) -> dict[str, str]:
+    """What the owner has written into a bundle's model card; nothing where there is none.
+
+    Raises:
+        BundleError: the card is no text, or the marks around the owner's parts are not in pairs.
+    """
+    card = storage.join(uri, _CARD)
+    if not storage.exists(card):
+        return {}
+    try:
+        return owners_texts(storage.read_bytes(card).decode("utf-8-sig"))
+    except ValueError as error:  # UnicodeDecodeError is one
+        why = "it is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
+        raise BundleError(
+            f"Expected the model card {card} to tell the owner's parts, so that they are kept, but {why}. Put it right, or delete "
+            "the file to begin a new one. Nothing was written."
+        ) from None
 
 
 def _weights(bundle: Bundle) -> Iterator[tuple[str, bytes]]:

@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import yaml
 
 from medvision_ray.fingerprint import Fingerprint
+
+_Told = Callable[[Mapping[str, Any]], list[str]]
+
+
+class _Member(Protocol):
+    @property
+    def model_id(self) -> str: ...
+
+    @property
+    def trained(self) -> Mapping[str, Any]: ...
+
 
 TO_FILL_IN = "**To be filled in by the owner:**"
 """How every part begins that no fact can answer."""
 
 _INTENDED_USE = f"{TO_FILL_IN} purpose, users, modality and body part, population, and uses that are ruled out."
 _KNOWN_LIMITS = f"{TO_FILL_IN} known failures, groups that were left out, and who answers for this model."
-_OWNERS_PART = re.compile(r"<!-- owner: ([a-z-]+) -->\n(.*?)\n<!-- /owner -->", re.DOTALL)
+_OWNERS_MARK = re.compile(r"<!-- owner: ([a-z-]+) -->|<!-- /owner -->")
+_OWNERS_PARTS = ("intended-use", "limits")
 
 HEADLINE = (
     *("accuracy", "balanced_accuracy", "auroc", "average_precision", "f1", "recall", "specificity", "cohen_kappa"),
     *("ece", "brier", "dice", "iou", "hd95_mm", "hd95_px", "lesion_sensitivity", "missed_masks", "failed_images"),
 )
+_COUNTS = ("missed_masks", "failed_images")
 _OF_A_GROUP = ("accuracy", "auroc", "f1", "dice")
 _OF_A_CLASS = ("auroc", "recall", "specificity", "f1")
 _FEWEST_SHOWN = 5  # a card is passed on: a value of a single image could point at a person
@@ -39,6 +52,7 @@ def model_card(
     fingerprint: Fingerprint | None = None,
     evaluations: Sequence[Mapping[str, Any]] = (),
     owners: Mapping[str, str] | None = None,
+    members: Sequence[_Member] = (),
 ) -> str:
     """Write the card as Markdown (headings after Mitchell et al., Model Cards for Model Reporting, 2019).
 
@@ -49,17 +63,19 @@ def model_card(
         fingerprint: its categories tell who and what was trained on.
         evaluations: rows of the metrics table, of this model, one evaluation of a dataset and split each.
         owners: what the owner has filled in already, from `owners_texts`.
+        members: of an ensemble, whose trainings looked for leaks and shortcuts.
     """
     owners = owners or {}
     trained = document["trained"]
+    guarded = [(one.model_id, one.trained) for one in members] or [("", trained)]
     parts = [
         _title(document),
         ["## Intended use", *_of_owner("intended-use", _INTENDED_USE, owners)],
         _model(document),
         _data(trained, n_train_images, fingerprint),
-        _leakage(trained.get("leakage")),
-        _shortcuts(trained),
-        _validation(metrics),
+        ["## Leakage guards", *_by_training(guarded, lambda facts: _leakage(facts.get("leakage")))],
+        ["## Shortcuts", *_by_training(guarded, _shortcuts)],
+        _validation({key: value for key, value in metrics.items() if not isinstance(value, Mapping)}),
         _tests(evaluations),
         _limits(owners),
         ["## Preprocessing", *_facts(document["preprocess"])],
@@ -78,9 +94,31 @@ def _title(document: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _by_training(trainings: Sequence[tuple[str, Mapping[str, Any]]], told: _Told) -> list[str]:
+    """The same of each training of an ensemble, or of the one that there is."""
+    lines: list[str] = []
+    for model_id, facts in trainings:
+        lines += [*(["", f"### {model_id}"] if model_id else []), *told(facts)]
+    return lines
+
+
 def owners_texts(card: str) -> dict[str, str]:
-    """What stands in the owner's parts of a card, between their marks."""
-    return dict(_OWNERS_PART.findall(card))
+    """What stands in the owner's parts of a card, between their marks.
+
+    Raises:
+        ValueError: marks are not there, not in pairs, or there twice; says which.
+    """
+    text = card.replace("\r\n", "\n")
+    found: dict[str, str] = {}
+    marks = list(_OWNERS_MARK.finditer(text))
+    for begin, end in zip(marks[::2], [*marks[1::2], None], strict=False):
+        name = begin.group(1)
+        if name is None or end is None or end.group(1) is not None or name in found:
+            raise ValueError("each mark `<!-- owner: NAME -->` must be followed by its `<!-- /owner -->`, once a name")
+        found[name] = text[begin.end() : end.start()].removeprefix("\n").removesuffix("\n")
+    if absent := [name for name in _OWNERS_PARTS if name not in found]:
+        raise ValueError(f"the marks of {', '.join(absent)} are not in it")
+    return found
 
 
 def _of_owner(name: str, asked: str, owners: Mapping[str, str]) -> list[str]:
@@ -92,7 +130,9 @@ def _model(document: Mapping[str, Any]) -> list[str]:
     kind = "findings that may occur together" if document["multi_label"] else "one of these classes"
     outputs = []
     if architecture["classification"]:
-        outputs.append(f"- Classification, {kind}: {', '.join(document['classes'])}.")
+        outputs.append(f"- Classification, {kind}: {_plain(', '.join(document['classes']))}.")
+    if vote := document.get("vote"):
+        outputs.append(f"- {len(document['members'])} networks, whose answers are one by a {vote} vote.")
     if offsets := document.get("class_offsets"):
         each = ", ".join(f"{name} {value:+g}" for name, value in zip(document["classes"], offsets, strict=True))
         outputs.append(f"- The class with the largest ln p + offset is named; offsets chosen on validation: {each}.")
@@ -145,11 +185,10 @@ def _shares(values: Iterable[str], counts: Iterable[int], images: int) -> list[s
 
 
 def _leakage(leakage: Mapping[str, Any] | None) -> list[str]:
-    lines = ["## Leakage guards"]
     if leakage is None:
-        return [*lines, "Not recorded: the bundle is of an earlier version."]
+        return ["Not recorded: the bundle is of an earlier version."]
     within = sum(leakage["exact_copies_within_a_split"].values())
-    lines += [
+    lines = [
         "- Patients in two splits: none. Exact copies of an image in two splits: none. Either would have been refused.",
         f"- Exact copies within a split: {within}.",
     ]
@@ -166,10 +205,9 @@ def _leakage(leakage: Mapping[str, Any] | None) -> list[str]:
 
 def _shortcuts(trained: Mapping[str, Any]) -> list[str]:
     found = trained.get("shortcuts")
-    lines = ["## Shortcuts"]
     if not found:
-        return [*lines, "Whether the acquisition alone tells the label was not looked at."]
-    lines.append(found["sentence"])
+        return ["Whether the acquisition alone tells the label was not looked at."]
+    lines = [_plain(found["sentence"])]
     rows = [
         [family, name, _figure(item["auroc"], item["ci_low"], item["ci_high"])]
         for family, classes in found["classes"].items()
@@ -196,7 +234,7 @@ def _tests(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
     for dataset, split in dict.fromkeys((row["dataset"], row["split"]) for row in evaluations):
         rows = [row for row in evaluations if (row["dataset"], row["split"]) == (dataset, split)]
         note = [_OUT_OF_FOLD] if split == "out_of_fold" else []
-        lines += ["", f"### {split} split of {dataset}", *note, *_measured(rows)]
+        lines += ["", f"### {split} split of {_plain(dataset)}", *note, *_measured(rows)]
     return lines
 
 
@@ -236,6 +274,8 @@ def _cell(rows: Sequence[Mapping[str, Any]], class_name: str, metric: str) -> st
 
 
 def _of_row(row: Mapping[str, Any]) -> str:
+    if row["metric"] in _COUNTS and row["value"] is not None:
+        return f"{row['value']:.0f}"
     return _figure(row["value"], row["ci_low"], row["ci_high"])
 
 
@@ -257,7 +297,12 @@ def _limits(owners: Mapping[str, str]) -> list[str]:
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
     lines = [header, ["---"] * len(header), *rows]
-    return [f"| {' | '.join(str(cell).replace('|', '/') for cell in line)} |" for line in lines]
+    return [f"| {' | '.join(_plain(cell) for cell in line)} |" for line in lines]
+
+
+def _plain(cell: Any) -> str:
+    """Text in which nothing is a mark of Markdown's tables or of HTML."""
+    return str(cell).replace("|", "/").replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _facts(facts: Mapping[str, Any]) -> list[str]:

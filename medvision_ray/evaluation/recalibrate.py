@@ -11,7 +11,7 @@ import pandas as pd
 
 from medvision_ray import storage, tables
 from medvision_ray.bundle import Bundle, image_digest, load_bundle
-from medvision_ray.bundle_decisions import check_place, save_with_decisions
+from medvision_ray.bundle_decisions import check_place, owners_of, save_with_decisions
 from medvision_ray.config import CalibrateJob, EvaluateJob
 from medvision_ray.errors import LabelError, MedVisionError, UsageError
 from medvision_ray.evaluation.collect import JoinedSplit, join_split
@@ -137,6 +137,7 @@ def _check(job: CalibrateJob, bundle: Bundle, place: str) -> None:
         )
     check_positive_class(points, bundle.classes)
     check_place(place, bundle)
+    owners_of(bundle.uri)  # a card whose owner's parts cannot be told is refused before anything is scored
 
 
 def _scoring_job(job: CalibrateJob) -> EvaluateJob:

@@ -9,7 +9,9 @@ import yaml
 
 from medvision_ray import storage, tables
 from medvision_ray.bundle import load_bundle
-from medvision_ray.model_card import model_card, owners_texts
+from medvision_ray.bundle_decisions import owners_of
+from medvision_ray.errors import UsageError
+from medvision_ray.model_card import model_card
 
 CARD = "MODEL_CARD.md"
 
@@ -26,13 +28,19 @@ def refresh_card(bundle_uri: str, output: str | None) -> tuple[str, int]:
         The card's address, and how many evaluations are in it.
 
     Raises:
-        BundleError: there is no such bundle, or it was altered.
+        BundleError: there is no such bundle, or it was altered, or the owner's parts of its card cannot be told apart.
+        UsageError: `output` has no evaluation of it.
     """
     bundle = load_bundle(bundle_uri)
-    document = yaml.safe_load(storage.read_bytes(storage.join(bundle_uri, "bundle.yaml")))
+    document = yaml.safe_load(storage.read_bytes(storage.join(bundle.uri, "bundle.yaml")))
     rows = newest_evaluations(output, bundle.model_id) if output is not None else []
+    if output is not None and not rows:
+        raise UsageError(
+            f"Expected evaluations of {bundle.model_id} in {output}, but there is none, so the card stays as it is. Give the "
+            "`output` of `medvision evaluate`, or leave `--evaluations` out to have the training's facts alone."
+        )
     place = storage.join(bundle.uri, CARD)
-    owners = owners_texts(storage.read_bytes(place).decode()) if storage.exists(place) else {}
+    owners = owners_of(bundle.uri)
     card = model_card(
         document,
         bundle.metrics,
@@ -40,6 +48,7 @@ def refresh_card(bundle_uri: str, output: str | None) -> tuple[str, int]:
         fingerprint=bundle.fingerprint,
         evaluations=rows,
         owners=owners,
+        members=bundle.members,
     )
     storage.write_bytes(place, card.encode())
     return place, len({(row["dataset"], row["split"]) for row in rows})

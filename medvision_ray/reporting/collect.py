@@ -19,6 +19,7 @@ from medvision_ray.reporting.evaluation_page import Evaluated, evaluation_sectio
 from medvision_ray.reporting.folds_section import OUT_OF_FOLD, Folds
 from medvision_ray.reporting.night_page import DRIFT_METRICS, GROUPS, Night, night_sections
 from medvision_ray.reporting.page import Page, Section, render
+from medvision_ray.reporting.summary import one_split
 from medvision_ray.reporting.training_page import Trained, training_sections
 
 _NIGHT_COLUMNS = ["predicted_label", "predicted_probability", "mask_fraction", "frames", *GROUPS]
@@ -56,7 +57,11 @@ def _kind(job: ReportJob, bundle: Bundle) -> str:
 
 
 def _evaluation(job: ReportJob, bundle: Bundle) -> tuple[str, str, list[Section]]:
-    details = sources.details(job.output, bundle)
+    metrics = sources.evaluation_metrics(job.output, bundle)
+    details = None
+    if metrics is not None:  # the figures are of what the headline is of
+        first = one_split(metrics).iloc[0]
+        details = sources.details(job.output, bundle, first["dataset"], first["split"])
     frame = details if details is not None else sources.out_of_fold(job.output, bundle)
     content: dict[str, Any] = {}
     if frame is not None:
@@ -71,7 +76,7 @@ def _evaluation(job: ReportJob, bundle: Bundle) -> tuple[str, str, list[Section]
         failures = empty if failures is None else failures[failures["run_key"].isin(runs["run_key"])]
     evaluated = Evaluated(
         model=_facts(bundle),
-        metrics=sources.evaluation_metrics(job.output, bundle),
+        metrics=metrics,
         history=sources.history(job.output, bundle),
         best_epoch=bundle.trained.get("best_epoch"),
         runs=runs,
@@ -80,6 +85,11 @@ def _evaluation(job: ReportJob, bundle: Bundle) -> tuple[str, str, list[Section]
         folds=_folds(job, bundle),
         **content,
     )
+    if metrics is None and frame is None and runs is None and evaluated.history is None:
+        raise UsageError(
+            f"Expected an evaluation, a training or a run of {bundle.model_id} in {job.output}, but there is none. `output` is the "
+            "one that the jobs wrote to."
+        )
     return f"{bundle.model_id}-evaluation", f"Evaluation of {bundle.model_id}", evaluation_sections(evaluated)
 
 

@@ -107,7 +107,10 @@ def _short(metrics: pd.DataFrame | None) -> Section:
         return Section(
             "short", "In short", [Text("There is no headline: this model has no evaluation with an overall metric.")]
         )
-    said = f"Measured on the {basis}. Intervals are over patients, not over images: they say how far another sample of "
+    said = (
+        f"Measured on the {basis}, and so are the figures below. Intervals are over patients, not over images: they say how far "
+        "another sample of "
+    )
     blocks: list[Block] = [Text(said + "such patients may lie, not how another hospital's will."), Tiles(tiles)]
     if metrics is not None:
         whole = one_split(metrics)

@@ -53,6 +53,7 @@ class Scored:
         calibrated: probabilities after calibration, same shape; None without.
         patients: a number a patient, shape `(n,)`; None where it is not known who is whose, and no band is drawn.
         points: thresholds to decide at, `(classes,)` a name; NaN for a class that has none.
+        decided: index of the class that was named, shape `(n,)`; None for findings, and where it is the likeliest.
     """
 
     labels: NDArray[np.number]
@@ -61,6 +62,7 @@ class Scored:
     calibrated: NDArray[np.floating] | None = None
     patients: NDArray[np.integer] | None = None
     points: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)
+    decided: NDArray[np.integer] | None = None
 
     def one(self, index: int) -> tuple[NDArray[np.int64], Floats, NDArray[np.bool_]]:
         """Truth and score of one class where both are known, and which images these are."""
@@ -251,8 +253,9 @@ def confidences(scored: Scored, probabilities: NDArray[np.floating]) -> tuple[Fl
         known = ~np.isnan(scored.labels.astype(float)) & ~np.isnan(probabilities)
         return probabilities[known].astype(np.float64), scored.labels[known] == 1
     known = (scored.labels >= 0) & ~np.isnan(probabilities).any(axis=1)
-    likeliest = probabilities[known].argmax(axis=1)
-    return probabilities[known].max(axis=1).astype(np.float64), likeliest == scored.labels[known]
+    named = probabilities[known].argmax(axis=1) if scored.decided is None else scored.decided[known].astype(np.int64)
+    stated = np.take_along_axis(probabilities[known], named[:, None], axis=1)[:, 0]
+    return stated.astype(np.float64), named == scored.labels[known]
 
 
 def reliability_points(confidence: Floats, right: NDArray[np.bool_]) -> tuple[Floats, Floats, Floats, Floats]:

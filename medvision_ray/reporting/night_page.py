@@ -188,6 +188,8 @@ def _drift(content: Night) -> Section:
     shifted = [feature for feature, found in ordered if found.get("drift_shifted") == 1]
     psi = [(feature, float(found["drift_psi"])) for feature, found in ordered if _known(found.get("drift_psi"))]
     said = f"Shifted: {', '.join(shifted)}." if shifted else "No feature is marked as shifted."
+    if any(value >= _LARGE_PSI and feature not in shifted for feature, value in psi):
+        said += " A PSI over 0.25 that is not marked is one that chance reaches with so few patients."
     blocks: list[Block] = [Text(said)]
     if psi:
         marks = ((_NOTABLE_PSI, "notable"), (_LARGE_PSI, "large"))
@@ -201,7 +203,10 @@ def _drift(content: Night) -> Section:
             marks=marks,
         )
         alt = ", ".join(f"{feature} {value:.2f}" for feature, value in top)
-        caption = "How far this run lies from the training images, feature by feature: below 0.1 is usual, over 0.25 is another population."
+        caption = (
+            "How far this run lies from the training images, feature by feature: below 0.1 is usual, over 0.25 another population "
+            "if the patients are many."
+        )
         blocks.append(Figures([Figure(svg, f"PSI by feature: {alt}.", caption, wide=True)]))
     lines = [
         (

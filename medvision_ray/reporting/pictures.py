@@ -80,11 +80,16 @@ def examples(chosen: pd.DataFrame, bundle: Bundle, predictor: Predictor | None =
 
 
 def _stated(details: pd.DataFrame, bundle: Bundle) -> NDArray[np.floating]:
-    """Probability of the likeliest class; NaN without classes."""
+    """Probability of the class that is named, which class offsets may make another than the likeliest; NaN without classes."""
     if not bundle.classes:
         return np.full(len(details), np.nan)
-    stated: NDArray[np.floating] = details[tables.probability_columns(bundle.classes)].max(axis=1).to_numpy(np.float64)
-    return stated
+    probabilities = details[tables.probability_columns(bundle.classes)].to_numpy(np.float64)
+    if bundle.multi_label:
+        return np.asarray(probabilities.max(axis=1, initial=-np.inf))
+    index = {name: place for place, name in enumerate(bundle.classes)}
+    named = details["predicted_label"].map(index)
+    stated = probabilities[np.arange(len(details)), named.fillna(0).to_numpy(np.int64)]
+    return np.where(named.isna(), np.nan, stated)
 
 
 def _example(bundle: Bundle, row: Any, predictor: Predictor | None) -> Example | None:

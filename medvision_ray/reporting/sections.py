@@ -112,7 +112,7 @@ def mapping_facts(mapping: Mapping[str, Any], prefix: str = "") -> list[tuple[st
         if isinstance(value, Mapping):
             found.extend(mapping_facts(value, f"{name}: ") or [(name, "none")])
         elif isinstance(value, float):
-            found.append((name, number(value, 4)))
+            found.append((name, f"{value:.3g}" if 0 < abs(value) < 0.001 else number(value, 4)))
         else:
             found.append((name, ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)))
     return found

@@ -71,13 +71,11 @@ def run_rows(
     return None if rows is None else rows.to_pandas()
 
 
-def details(output: str, bundle: Bundle) -> pd.DataFrame | None:
-    """Truth and prediction of the evaluated images: the test split where there is one."""
-    folder = storage.join(output, "evaluations", bundle.model_id)
-    found = _files(folder, ".parquet")
-    if not found:
+def details(output: str, bundle: Bundle, dataset: str, split: str) -> pd.DataFrame | None:
+    """Truth and prediction of the evaluated images of a dataset and split."""
+    place = storage.join(output, "evaluations", bundle.model_id, f"{dataset}-{split}.parquet")
+    if not storage.exists(place):
         return None
-    place = next((uri for uri in found if uri.endswith("-test.parquet")), found[0])
     frame: pd.DataFrame = pq.read_table(io.BytesIO(storage.read_bytes(place))).to_pandas()
     return frame
 
@@ -140,6 +138,7 @@ def scored_of(bundle: Bundle, frame: pd.DataFrame) -> tuple[Scored, NDArray[np.i
         calibrated=frame[calibrated].to_numpy(np.float64) if has_calibrated else None,
         patients=frame["patient_number"].to_numpy(np.int64) if "patient_number" in frame else None,
         points=points,
+        decided=predicted,
     )
     return scored, predicted
 

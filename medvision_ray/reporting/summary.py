@@ -140,7 +140,9 @@ def metric_tables(metrics: pd.DataFrame) -> list[MetricTable]:
             ("masks", group[masks]),
             ("lesions", group[lesions]),
         )
-        tables.extend(_table(rows, part) for part, rows in parts if len(rows))
+        # How many images a group has stands in every table's second column.
+        shown = ((part, kept if len(kept := rows[rows["metric"] != "images"]) else rows) for part, rows in parts)
+        tables.extend(_table(rows, part) for part, rows in shown if len(rows))
     return tables
 
 

@@ -124,5 +124,6 @@ def _speed(content: Trained) -> Section:
 
 def _settings(content: Trained) -> Section:
     rest = {key: value for key, value in content.trained.items() if key not in _SHOWN_APART}
-    parts = {"Facts of the training": rest, "Validation metrics": content.metrics, **content.settings}
+    figures = {key: value for key, value in content.metrics.items() if not isinstance(value, Mapping)}
+    parts = {"Facts of the training": rest, "Validation metrics": figures, **content.settings}
     return Section("settings", "Settings", [settings_details(name, part) for name, part in parts.items() if part])

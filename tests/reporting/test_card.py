@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from medvision_ray import tables
 from medvision_ray.bundle import Bundle, load_bundle, save_bundle
 from medvision_ray.cli import main
 from medvision_ray.config import ModelConfig, PreprocessConfig
-from medvision_ray.errors import BundleError
+from medvision_ray.ensemble import save_ensemble
+from medvision_ray.errors import BundleError, UsageError
 from medvision_ray.fingerprint import Fingerprint, reference_of_categories
 from medvision_ray.model_card import TO_FILL_IN, model_card
 from medvision_ray.reporting.card import refresh_card
@@ -141,13 +143,82 @@ def test_a_refresh_keeps_the_owners_words_and_the_model(written: Bundle, tmp_pat
     words = "Triage of adults in our emergency room.\n\nNot for children."
     first = f"{TO_FILL_IN} purpose, users, modality and body part, population, and uses that are ruled out."
     path.write_text(card_of(written).replace(first, words))
-    refresh_card(written.uri, str(tmp_path))
+    refresh_card(written.uri, None)
     assert words in card_of(written)
     assert card_of(written).count(TO_FILL_IN) == 1
     assert load_bundle(written.uri) == written
     path.unlink()
     refresh_card(written.uri, None)
     assert card_of(written).count(TO_FILL_IN) == 2
+
+
+def test_a_card_saved_with_other_line_ends_or_an_emptied_part_keeps_what_the_owner_wrote(written: Bundle) -> None:
+    path = Path(written.uri, "MODEL_CARD.md")
+    asked = f"{TO_FILL_IN} known failures, groups that were left out, and who answers for this model."
+    text = card_of(written).replace(f"\n{asked}", "")
+    text = re.sub(r"(owner: intended-use -->\n).*?(\n<!-- /owner)", r"\1Adults.\nHospital X.\2", text, flags=re.DOTALL)
+    path.write_bytes(text.replace("\n", "\r\n").encode("utf-8-sig"))
+    refresh_card(written.uri, None)
+    assert "<!-- owner: intended-use -->\nAdults.\nHospital X.\n<!-- /owner -->" in card_of(written)
+    assert "<!-- owner: limits -->\n\n<!-- /owner -->" in card_of(written)
+    assert card_of(written).count("## Evaluations") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: text.replace("<!-- /owner -->", "", 1), "must be followed by its"),
+        (lambda text: text.replace("<!-- owner: limits -->", "<!-- owner: intended-use -->"), "once a name"),
+        (lambda text: re.sub(r"<!-- .*? -->\n", "", text), "marks of intended-use, limits are not in it"),
+        (lambda text: text.replace("# Model card", "# Modèle").encode("latin-1"), "no UTF-8 text"),
+    ],
+)  # fmt: skip
+def test_a_card_whose_owners_parts_cannot_be_told_is_not_overwritten(written: Bundle, change: Any, words: str) -> None:
+    path = Path(written.uri, "MODEL_CARD.md")
+    changed = change(card_of(written))
+    path.write_bytes(changed if isinstance(changed, bytes) else changed.encode())
+    before = path.read_bytes()
+    with pytest.raises(BundleError, match=words):
+        refresh_card(written.uri, None)
+    assert path.read_bytes() == before
+
+
+def test_an_output_without_evaluations_of_the_model_leaves_the_card_as_it_is(written: Bundle, tmp_path: Path) -> None:
+    before = card_of(written)
+    with pytest.raises(UsageError, match="Expected evaluations of"):
+        refresh_card(written.uri, str(tmp_path / "mistyped"))
+    assert card_of(written) == before
+    assert not (tmp_path / "mistyped").exists()
+
+
+def test_names_are_no_marks_of_html(written: Bundle, tmp_path: Path) -> None:
+    row = {"model_id": written.model_id, "dataset": "<b>x</b>", "split": "test", "measured_at": NOW, "run_key": "a"}
+    row |= {"subgroup": "all", "class": "<i>", "metric": "recall", "value": 0.5, "n_images": 9, "n_patients": 9}
+    table = pa.Table.from_pylist([row], schema=tables.METRICS)
+    tables.commit(str(tmp_path), "metrics", tables.METRICS, table.to_batches(), "a")
+    refresh_card(written.uri, str(tmp_path))
+    assert "### test split of &lt;b>x&lt;/b>" in card_of(written)
+    assert "| &lt;i> | - | 0.500 |" in card_of(written)
+
+
+def test_an_ensemble_says_what_was_found_in_each_training(written: Bundle, tmp_path: Path) -> None:
+    other = save_bundle(
+        str(tmp_path / "other"),
+        **{name: getattr(written, name) for name in ("architecture", "preprocess", "classes", "multi_label")},
+        **{name: getattr(written, name) for name in ("thresholds",)},
+        name="other",
+        mask_threshold=0.4,
+        trained={},
+        metrics={},
+        train_digest=[],
+        model=written.build_model(),
+    )
+    card = card_of(save_ensemble(str(tmp_path / "both"), "both", "majority", [written, other]))
+    assert "2 networks, whose answers are one by a majority vote." in card
+    leaks, shortcuts = card[card.index("## Leakage") :].split("## Shortcuts")
+    assert f"### {written.model_id}\n- Patients in two splits: none." in leaks
+    assert f"### {other.model_id}\nNot recorded" in leaks
+    assert "SHORTCUT: the scanner tells `nodule`." in shortcuts.split("## Validation")[0]
 
 
 def test_a_bundle_of_an_earlier_version_has_a_card_too(bundle: Bundle) -> None:

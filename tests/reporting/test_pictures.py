@@ -6,12 +6,14 @@ import base64
 import io
 import re
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -21,6 +23,8 @@ from medvision_ray.config import ReportJob, build_job
 from medvision_ray.evaluation.evaluate import _with_shares, _write_details
 from medvision_ray.reporting import pictures, sources
 from medvision_ray.reporting.collect import build_report
+from medvision_ray.reporting.figures import confidences
+from medvision_ray.reporting.summary import one_split
 from medvision_ray.scoring.masks import encode_mask
 
 
@@ -119,8 +123,10 @@ def test_what_an_evaluation_writes_is_reported_with_pictures_and_reasons(bundle:
     assert written["patient_number"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4]
     np.testing.assert_allclose(written["true_mask_fraction"], frame["true_area"] / 3500)
     assert "patient" not in written
-    read = sources.details(str(tmp_path), bundle)
+    read = sources.details(str(tmp_path), bundle, "d", "test")
     assert read is not None
+    assert sources.details(str(tmp_path), bundle, "e", "test") is None
+    measured(tmp_path, bundle, "d", accuracy=7 / 9)
     scored, predicted = sources.scored_of(bundle, read)
     assert predicted is not None
     assert int((predicted != scored.labels).sum()) == 2
@@ -133,6 +139,58 @@ def test_what_an_evaluation_writes_is_reported_with_pictures_and_reasons(bundle:
     ]
     assert widths == [320] * 8 + [640] * 3
     assert str(tmp_path) not in html
+
+
+def measured(output: Path, bundle: Bundle, dataset: str, accuracy: float, **other: object) -> None:
+    """A row of the metrics table."""
+    row = {
+        "run_key": f"metrics-{dataset}",
+        "model_id": bundle.model_id,
+        "dataset": dataset,
+        "split": "test",
+        "subgroup": "all",
+        "class": "all",
+        "metric": "accuracy",
+        "value": accuracy,
+        "n_images": 9,
+        "n_patients": 5,
+        "measured_at": datetime.now(timezone.utc),
+    }
+    rows = pa.Table.from_pylist([{**row, **other}], tables.METRICS)
+    tables.commit(str(output), "metrics", tables.METRICS, rows.to_batches(), f"metrics-{dataset}")
+
+
+def test_figures_are_of_the_dataset_that_the_headline_is_of(bundle: Bundle, tmp_path: Path) -> None:
+    frame = details(bundle, tmp_path / "images")
+    wrong = frame.assign(predicted_label=np.roll(frame["true_label"], 1))
+    for dataset, rows in (("a", wrong), ("b", frame)):  # the files' order is not the measurements'
+        found = SimpleNamespace(scored=rows, samples=SimpleNamespace(true_area=rows["true_area"].to_numpy()))
+        place = storage.join(str(tmp_path), "evaluations", bundle.model_id, f"{dataset}-test.parquet")
+        _write_details(place, bundle, _with_shares(found), None)  # type: ignore[arg-type]
+    measured(tmp_path, bundle, "b", accuracy=7 / 9)
+    measured(tmp_path, bundle, "a", accuracy=0.0)
+    options = {"output": str(tmp_path), "bundle": bundle.uri, "examples": 0, "explanations": 0, "kind": "evaluation"}
+    html = Path(build_report(build_job(ReportJob, options, "a test"))).read_text()
+    whole = sources.evaluation_metrics(str(tmp_path), bundle)
+    assert whole is not None
+    of = str(one_split(whole).iloc[0]["dataset"])
+    assert f"test split of {of}, and so are the figures below" in html
+    assert f"Confusion matrix: {7 if of == 'b' else 0} of 9 images" in html
+
+
+def test_what_is_stated_is_the_probability_of_the_class_that_is_named(bundle: Bundle, tmp_path: Path) -> None:
+    frame = details(bundle, tmp_path)
+    other = bundle.classes[2]
+    frame.loc[0, "predicted_label"] = other  # class offsets name another than the likeliest
+    chosen = pictures.to_explain(frame, bundle, 9).set_index("image_id")
+    column = tables.probability_columns(bundle.classes)[2]
+    assert chosen.loc[100, "probability"] == pytest.approx(frame.loc[0, column])
+    assert chosen.loc[101, "probability"] == pytest.approx(0.55)
+    scored, predicted = sources.scored_of(bundle, frame)
+    assert predicted is not None
+    stated, right = confidences(scored, scored.probabilities)
+    assert stated[0] == pytest.approx(frame.loc[0, column])
+    assert right.tolist() == (predicted == scored.labels).tolist()
 
 
 def test_calibrated_columns_are_drawn_where_there_are_any(bundle: Bundle, tmp_path: Path) -> None:

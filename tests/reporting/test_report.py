@@ -285,6 +285,16 @@ def test_runs_show_their_counts(content: Evaluated) -> None:
     assert cells[start + 1 : start + 7] == ["1,206", "6", "1,194", "6", "12.3", "97.2"]
 
 
+def test_a_large_index_that_is_no_shift_is_explained() -> None:
+    html = page(night_sections(night()))
+    assert "one that chance reaches" not in html
+    few = night()
+    assert few.drift is not None
+    calm = few.drift.assign(value=few.drift["value"].where(few.drift["metric"] != "drift_shifted", 0.0))
+    html = page(night_sections(replace(few, drift=calm)))
+    assert "No feature is marked as shifted. A PSI over 0.25 that is not marked is one that chance reaches" in html
+
+
 def test_a_night_counts_its_objects_its_failures_and_what_shifted() -> None:
     html = page(night_sections(night()))
     assert "27.27% of 11 tried" in html
@@ -392,8 +402,9 @@ def job(bundle: Bundle, output: Path, **options: object) -> ReportJob:
 
 
 def test_what_there_is_decides_the_kind(bundle: Bundle, tmp_path: Path) -> None:
-    place = build_report(job(bundle, tmp_path))
-    assert place.endswith(f"{bundle.model_id}-evaluation.html")
+    with pytest.raises(UsageError, match="Expected an evaluation, a training or a run"):
+        build_report(job(bundle, tmp_path))
+    assert list(tmp_path.glob("reports/*")) == []
     history = json.dumps({"epoch": 1, "train_loss": 1.0, "val_loss": 1.0})
     storage.write_bytes(storage.join(str(tmp_path), "training", bundle.name, "metrics.jsonl"), history.encode())
     place = build_report(job(bundle, tmp_path))

@@ -99,7 +99,7 @@ def collect(job: EvaluateJob, bundle: Bundle, say: Reporter) -> Collected:
         LabelError: the split is empty, was trained on, or its classes are not the bundle's.
         MedVisionError: the images could not be scored.
     """
-    found = join_split(job, bundle, say)
+    found = join_split(job, bundle, say, masks=True)
     say(f"Measuring {len(found.frame) - found.failed} of {len(found.frame)} {job.split} images of {found.dataset}.")
     scored = found.scored
     samples = _samples(job, bundle, scored)
@@ -110,8 +110,11 @@ def collect(job: EvaluateJob, bundle: Bundle, say: Reporter) -> Collected:
     )
 
 
-def join_split(job: EvaluateJob, bundle: Bundle, say: Reporter) -> JoinedSplit:
+def join_split(job: EvaluateJob, bundle: Bundle, say: Reporter, *, masks: bool = False) -> JoinedSplit:
     """Labels and predictions of a split; images without a prediction are scored first.
+
+    Args:
+        masks: the predicted masks will be compared with true ones.
 
     Raises:
         LabelError: the split is empty, was trained on, or its classes are not the bundle's.
@@ -121,6 +124,10 @@ def join_split(job: EvaluateJob, bundle: Bundle, say: Reporter) -> JoinedSplit:
     whole = load_labels(job.labels, job.subgroup_columns)
     table = whole.select(job.split)
     _check(job, bundle, table)
+    if masks and bundle.architecture.segmentation and not job.scoring.save_masks and any(table.masks):
+        raise ConfigError(
+            "Expected `scoring.save_masks: true` where masks are compared with true ones, but it is false."
+        )
     dataset = job.dataset or storage.absolute(job.labels.table).rsplit("/", 2)[-2]
     names = address_pseudonymiser(job.privacy)
     listed = list_uris(table.uris, names)
@@ -156,10 +163,6 @@ def _check(job: EvaluateJob, bundle: Bundle, table: LabelTable) -> None:
                 if bundle.multi_label
                 else "`labels.label_column`, and no `labels.findings`."
             )
-        )
-    if bundle.architecture.segmentation and not job.scoring.save_masks and any(table.masks):
-        raise ConfigError(
-            "Expected `scoring.save_masks: true` where masks are compared with true ones, but it is false."
         )
     trained = set(bundle.train_digest)
     names = address_pseudonymiser(job.privacy)

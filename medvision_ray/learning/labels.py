@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from medvision_ray import storage
 from medvision_ray.config import LabelsConfig
-from medvision_ray.errors import LabelError
+from medvision_ray.errors import LabelError, StorageError
 from medvision_ray.learning.splits import (
     SPLITS,
     SplitAssignment,
@@ -156,7 +156,12 @@ def _further(frame: pd.DataFrame, config: LabelsConfig, columns: Sequence[str]) 
 
 def _read_table(uri: str) -> pd.DataFrame:
     """All columns as text without surrounding blanks; blank and null cells are empty texts."""
-    data = storage.read_bytes(uri)
+    try:
+        data = storage.read_bytes(uri)
+    except StorageError as error:
+        if error.code == "read_error" and uri not in str(error):  # such as a folder
+            raise StorageError(f"Expected a label table at {uri}, but it cannot be read. {error}") from None
+        raise
     try:
         if uri.lower().endswith((".parquet", ".pq")):
             frame = _texts(pq.ParquetFile(io.BytesIO(data)).read())

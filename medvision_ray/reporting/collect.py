@@ -58,11 +58,12 @@ def _kind(job: ReportJob, bundle: Bundle) -> str:
 
 def _evaluation(job: ReportJob, bundle: Bundle) -> tuple[str, str, list[Section]]:
     metrics = sources.evaluation_metrics(job.output, bundle)
-    details = None
-    if metrics is not None:  # the figures are of what the headline is of
-        first = one_split(metrics).iloc[0]
-        details = sources.details(job.output, bundle, first["dataset"], first["split"])
-    frame = details if details is not None else sources.out_of_fold(job.output, bundle)
+    details = frame = None
+    of = None if metrics is None else one_split(metrics).iloc[0]  # the figures are of what the headline is of
+    if of is not None:
+        details = frame = sources.details(job.output, bundle, of["dataset"], of["split"])
+    if of is None or of["split"] == OUT_OF_FOLD:
+        frame = sources.out_of_fold(job.output, bundle)
     content: dict[str, Any] = {}
     if frame is not None:
         content["dice"], content["mask_share"] = frame["dice"].to_numpy(np.float64), sources.mask_share(frame)

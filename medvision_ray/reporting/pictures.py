@@ -99,7 +99,7 @@ def _example(bundle: Bundle, row: Any, predictor: Predictor | None) -> Example |
     except (DecodeError, StorageError, ValueError):  # gone, changed, with burned-in text, or a mask of another size
         return None
     predicted = None
-    if bundle.architecture.segmentation:
+    if bundle.architecture.segmentation and (row.mask is not None or row.mask_box is None):  # else drawn and not kept
         box = tuple(int(v) for v in row.mask_box) if row.mask_box is not None else None
         mask = decode_mask(row.mask, box, (int(row.height), int(row.width)))
         predicted = ready.transform.mask_to_model(mask).astype(bool)

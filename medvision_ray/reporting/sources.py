@@ -27,13 +27,14 @@ def rows_of(output: str, bundle: Bundle, name: str) -> pd.DataFrame | None:
 
 
 def evaluation_metrics(output: str, bundle: Bundle) -> pd.DataFrame | None:
-    """Of each dataset and split the newest measurement."""
+    """Of each dataset and split the newest measurement, the newest of all first."""
     frame = rows_of(output, bundle, "metrics")
     if frame is None:
         return None
     frame = frame[(frame["subgroup"] != DRIFT) & frame["split"].notna()]
     newest = frame.groupby(["dataset", "split"])["measured_at"].transform("max")
-    return frame[frame["measured_at"] == newest].rename(columns={"class": "class_name"})
+    kept = frame[frame["measured_at"] == newest].sort_values("measured_at", ascending=False, kind="stable")
+    return kept.rename(columns={"class": "class_name"})
 
 
 def history(output: str, bundle: Bundle) -> pd.DataFrame | None:

@@ -108,7 +108,7 @@ def headline(metrics: pd.DataFrame) -> tuple[str, list[Tile]]:
 
 
 def one_split(metrics: pd.DataFrame, *, whole: bool = True) -> pd.DataFrame:
-    """Rows of the first test split, or of the first split where there is none.
+    """Rows of the first test split, or of the first split where there is none; of `sources.evaluation_metrics` that is the newest.
 
     Args:
         whole: only those over the whole split, where it has any; else those of its subgroups too.

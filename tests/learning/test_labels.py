@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from medvision_ray.config import LabelsConfig
-from medvision_ray.errors import LabelError
+from medvision_ray.errors import LabelError, StorageError
 from medvision_ray.learning.labels import LabelTable, SplitAssignment, duplicate_groups, load_labels
 
 SECRET = "DOE-JANE-1970"
@@ -140,6 +141,11 @@ def test_parquet_cells_that_are_not_a_number_are_blank_and_columns_of_bytes_are_
     assert np.array_equal(table.targets[:, 0], [1, np.nan, 0], equal_nan=True)
     unknown = {**columns, "patient_id": pa.array([7.0, float("nan"), float("nan")]), "split": pa.array([""] * 3)}
     refused(parquet(tmp_path, unknown), "patient_id")
+
+
+def test_a_folder_in_place_of_a_table_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=re.escape(f"a label table at {tmp_path}, but it cannot be read")):
+        load_labels(LabelsConfig(table=str(tmp_path)))
 
 
 def test_parquet_columns_of_one_name_are_refused(tmp_path: Path) -> None:

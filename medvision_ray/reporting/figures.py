@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from medvision_ray.evaluation.calibration_error import BINS, expected_calibration_error
+from medvision_ray.evaluation.intervals import FEWEST_PATIENTS
 from medvision_ray.reporting.plotting import INK, MARKERS, PALETTE, SOFT, line, shown, styled, to_svg
 
 _MOST_INSIDE = 5
@@ -167,15 +168,19 @@ def curves(scored: Scored, *, kind: str) -> list[Curve]:
 
 
 def roc_bands(scored: Scored) -> dict[int, tuple[Floats, Floats]]:
-    """A class's 95 % limits of sensitivity at 101 false positive rates, over resampled patients (pointwise, not joint)."""
+    """A class's 95 % limits of sensitivity at 101 false positive rates, over resampled patients (pointwise, not joint).
+
+    None of a class that fewer than `FEWEST_PATIENTS` have or lack, as its AUROC has no interval then.
+    """
     if scored.patients is None or len(scored.classes) > _MOST_BANDS:
         return {}
     found = {}
     for index in range(len(scored.classes)):
         truth, scores, known = scored.one(index)
-        if truth.size == 0 or truth.min() == truth.max():
+        patients = scored.patients[known]
+        if min(np.unique(patients[truth == value]).size for value in (0, 1)) < FEWEST_PATIENTS:
             continue
-        _, groups = np.unique(scored.patients[known], return_inverse=True)
+        _, groups = np.unique(patients, return_inverse=True)
         drawn = _resampled_curves(truth, scores, groups)
         if len(drawn):
             low, high = np.percentile(drawn, _LEVELS, axis=0)

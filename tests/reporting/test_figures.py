@@ -168,9 +168,10 @@ def test_a_band_is_drawn_over_patients_and_holds_the_curve() -> None:
     drawn = np.interp(np.linspace(0, 1, 101), curve.x, curve.y)
     assert ((low <= drawn + 0.05) & (drawn <= high + 0.05)).all()
     assert 0.05 < (high - low)[5:50].mean() < 0.5
-    few = Scored(labels, scored.probabilities, ("a", "b"), patients=np.arange(200) % 8)
     assert figures.roc_bands(Scored(labels, scored.probabilities, ("a", "b"))) == {}
-    assert (figures.roc_bands(few)[1][0] <= figures.roc_bands(few)[1][1]).all()
+    five, four = (Scored(labels, scored.probabilities, ("a", "b"), patients=np.arange(200) % n) for n in (10, 8))
+    assert (figures.roc_bands(five)[1][0] <= figures.roc_bands(five)[1][1]).all()
+    assert figures.roc_bands(four) == {}  # four patients have each class
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.99])

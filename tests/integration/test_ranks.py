@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,6 @@ import pytest
 import safetensors.torch
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from medvision_ray.config import TrainJob, build_job
 from medvision_ray.learning.feed import Examples, Truth
@@ -84,7 +85,17 @@ def _free_port() -> int:
 def test_three_workers_go_on_from_a_checkpoint_to_the_same_weights(tmp_path: Path) -> None:
     (tmp_path / "after-1").mkdir()
     for resume in (False, True):
-        mp.spawn(_work, (_free_port(), str(tmp_path), resume), nprocs=WORLD)
+        command = [sys.executable, __file__, str(_free_port()), str(tmp_path), "resume" if resume else ""]
+        workers = [subprocess.Popen([*command, str(rank)]) for rank in range(WORLD)]
+        try:
+            assert [worker.wait(timeout=240) for worker in workers] == [0] * WORLD
+        finally:
+            for worker in workers:  # the others wait for one that died
+                worker.kill()
     whole, resumed = (safetensors.torch.load_file(tmp_path / f"{name}.safetensors") for name in ("whole", "resumed"))
     assert whole.keys() == resumed.keys()
     assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
+
+
+if __name__ == "__main__":
+    _work(int(sys.argv[4]), int(sys.argv[1]), sys.argv[2], bool(sys.argv[3]))

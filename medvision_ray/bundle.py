@@ -276,9 +276,13 @@ def write_bundle(
     }
     bundle = _bundle(storage.absolute(uri), document, parts, tuple(members))
     storage.delete_object(storage.join(uri, BUNDLE_YAML))
-    figures = {key: value for key, value in json.loads(parts[_METRICS]).items() if not isinstance(value, dict)}
     card = model_card(
-        document, figures, len(bundle.train_digest), fingerprint=fingerprint, owners=owners, members=bundle.members
+        document,
+        bundle.metrics,
+        len(bundle.train_digest),
+        fingerprint=fingerprint,
+        owners=owners,
+        members=bundle.members,
     )
     for part, data in chain(files, parts.items(), [(_CARD, card.encode())]):
         storage.write_bytes(storage.join(uri, part), data)

@@ -155,14 +155,10 @@ def _check(job: EvaluateJob, bundle: Bundle, table: LabelTable) -> None:
             f"{', '.join(sorted(set(table.classes) - set(bundle.classes)))}."
         )
     if bundle.classes and table.classes and bundle.multi_label != table.multi_label:
-        wanted, got = ("findings that may occur together", "one label an image")[:: 1 if bundle.multi_label else -1]
+        wanted = "findings, which may occur together" if bundle.multi_label else "one label an image"
+        remedy = "Set `labels.findings` to its columns" if bundle.multi_label else "Leave `labels.findings` out"
         raise LabelError(
-            f"Expected {wanted}, as {bundle.model_id} was trained on, but {job.labels.table} is read as {got}. Set "
-            + (
-                "`labels.findings` to its columns."
-                if bundle.multi_label
-                else "`labels.label_column`, and no `labels.findings`."
-            )
+            f"Expected {wanted}, as {bundle.model_id} was trained on, but {job.labels.table} is read as the other. {remedy}."
         )
     trained = set(bundle.train_digest)
     names = address_pseudonymiser(job.privacy)

@@ -123,7 +123,7 @@ def train_decoded(
     progress(f"{name}: {len(plan.train)} train and {len(plan.val)} val images")
     for finding in one_sided(plan):
         progress(
-            f"{name}: `{finding}` is 0 in no train image or 1 in none, so it cannot be learned; blank cells are not 0"
+            f"{name}: `{finding}` is 0 in no train image, or 1 in none, so it cannot be learned; a blank cell is neither"
         )
     clock = time.perf_counter()
     with following(storage.join(plan.folder, "metrics.jsonl"), lambda epoch: progress(describe(epoch, job.epochs))):

@@ -85,7 +85,7 @@ def _stated(details: pd.DataFrame, bundle: Bundle) -> NDArray[np.floating]:
         return np.full(len(details), np.nan)
     probabilities = details[tables.probability_columns(bundle.classes)].to_numpy(np.float64)
     if bundle.multi_label:
-        return np.asarray(probabilities.max(axis=1, initial=-np.inf))
+        return np.asarray(probabilities.max(axis=1))
     index = {name: place for place, name in enumerate(bundle.classes)}
     named = details["predicted_label"].map(index)
     stated = probabilities[np.arange(len(details)), named.fillna(0).to_numpy(np.int64)]

@@ -268,7 +268,7 @@ def test_a_true_mask_of_several_frames_is_named_by_its_row_of_the_label_table(si
 def test_findings_and_labels_are_not_taken_for_each_other(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     findings = replace(bundle_of("a"), multi_label=True, thresholds=(0.5, 0.5))
     monkeypatch.setattr("medvision_ray.evaluation.evaluate.load_bundle", lambda uri: findings)
-    with pytest.raises(LabelError, match=r"Expected findings that may occur together.*Set `labels.findings`"):
+    with pytest.raises(LabelError, match=r"Expected findings, which may occur together.*Set `labels.findings`"):
         run(site.job())
 
 

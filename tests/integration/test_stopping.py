@@ -30,8 +30,8 @@ from medvision_ray.logs import Log
 
 def job():
     with ray_session(RayConfig(num_cpus=1, object_store_bytes=100 << 20)):
-        print("begun", flush=True)
         try:
+            print("begun", flush=True)  # inside, since the signal may come before another line is run
             time.sleep(60)
         finally:
             time.sleep(5)
@@ -69,7 +69,9 @@ def server(bundle: Bundle, ingress: str, kept: Path) -> Iterator[tuple[subproces
     }
     options = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
     command = [sys.executable, "-m", "medvision_ray.cli", "serve", "--bundle", bundle.uri, *options]
-    variables = {name: value for name, value in os.environ.items() if name != "MEDVISION_SERVE_TOKEN"}
+    variables = {
+        name: value for name, value in os.environ.items() if name not in ("MEDVISION_SERVE_TOKEN", "RAY_ADDRESS")
+    }
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=variables) as process:
         try:
             wait_until(lambda: answers(f"http://127.0.0.1:{port}") or process.poll() is not None, 120)
